@@ -1,0 +1,69 @@
+# make help lists the targets.
+PREFIX ?= /usr/local
+BINS := vswitch vhost-net-backend vmm lab
+CARGO ?= cargo
+# The agent runs as the only user-space program of a guest that has no C library, so it is linked statically.
+AGENT = $(CARGO) rustc -p netyard-agent --bin netyard-agent
+STATIC = -- -C target-feature=+crt-static
+
+.PHONY: help demo build release test unit e2e lint bench docs install clean
+
+help:
+	@echo "make demo     build Netyard and run the demo lab: two Linux VMs on one switch"
+	@echo "make test     install what the tests need, then run all of them"
+	@echo "make unit     the fast tests alone            make e2e   the end-to-end tests alone"
+	@echo "make lint     rustfmt, clippy, typos, cargo-machete, cargo-deny"
+	@echo "make bench    measure, side by side with the peers in docs/src/performance.md"
+	@echo "make docs     the book in docs/book           make install PREFIX=$(PREFIX)"
+
+demo: release
+	@scripts/deps.sh run
+	@scripts/demo.sh target/release
+
+build:
+	@scripts/deps.sh build
+	$(AGENT) $(STATIC)
+	$(CARGO) build --workspace --bins --exclude netyard-agent
+
+release:
+	@scripts/deps.sh build
+	$(AGENT) --release $(STATIC)
+	$(CARGO) build --release $(BINS:%=--bin %)
+
+test: unit e2e
+
+unit: build
+	@scripts/deps.sh test
+	@scripts/tools.sh test
+	$(CARGO) nextest run --workspace
+
+e2e: build
+	@scripts/deps.sh test
+	@scripts/tools.sh test
+	$(CARGO) nextest run --workspace --profile e2e
+
+lint:
+	@scripts/deps.sh test
+	@scripts/tools.sh lint
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	target/tools/bin/typos
+	$(CARGO) machete
+	$(CARGO) deny --log-level error check bans licenses sources
+
+bench: release
+	@scripts/deps.sh bench
+	@scripts/bench.sh target/release
+
+docs:
+	@scripts/tools.sh docs
+	mdbook build docs
+
+install: release
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/netyard $(DESTDIR)$(PREFIX)/share/netyard/labs
+	install -m 0755 $(BINS:%=target/release/%) $(DESTDIR)$(PREFIX)/bin
+	install -m 0755 target/release/netyard-agent $(DESTDIR)$(PREFIX)/libexec/netyard
+	install -m 0644 topologies/labs/*.lab.yaml $(DESTDIR)$(PREFIX)/share/netyard/labs
+
+clean:
+	$(CARGO) clean
