@@ -1,1 +1,7 @@
-//! Placeholder.
+//! What the end-to-end tests share: the built binaries, a run folder of their own, and peers driven by their own tools.
+#![forbid(unsafe_code)]
+
+pub mod bin;
+pub mod deadline;
+pub mod switch;
+pub mod testpmd;

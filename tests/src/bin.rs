@@ -1,0 +1,58 @@
+//! Where the binaries under test are, and how a test runs one.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The path of one of the project's binaries, built beside the running test.
+///
+/// # Panics
+/// When the binary is missing: `make build` makes it.
+pub fn path(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("the running test has a path");
+    let path = test
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join(name))
+        .find(|candidate| candidate.is_file());
+    path.unwrap_or_else(|| panic!("{name} is not built: run `make build` first"))
+}
+
+/// A command for one of the project's binaries that keeps its state in `run_dir`.
+pub fn command(name: &str, run_dir: &Path) -> Command {
+    let mut command = Command::new(path(name));
+    command.env("NETYARD_RUN_DIR", run_dir);
+    command
+}
+
+/// Runs `command` and gives back its standard output.
+///
+/// # Panics
+/// When it cannot be started or ends with anything but 0; the text holds both output streams.
+pub fn succeed(command: &mut Command) -> String {
+    let output = finish(command);
+    assert!(
+        output.status.success(),
+        "{command:?} ended with {}\nstdout: {}\nstderr: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Runs `command` to its end, whatever that is.
+///
+/// # Panics
+/// When it cannot be started.
+pub fn finish(command: &mut Command) -> Output {
+    command
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?} did not start: {error}"))
+}
+
+/// Whether a program of the machine is on the search path.
+pub fn has_program(name: &str) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(name).is_file()))
+}

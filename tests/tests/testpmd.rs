@@ -1,0 +1,75 @@
+//! DPDK's virtio driver through the switch: split rings, with and without mergeable buffers, in order and not.
+
+use std::time::Duration;
+
+use netyard_tests::deadline::wait_for;
+use netyard_tests::switch::Switch;
+use netyard_tests::testpmd::{self, Testpmd};
+
+const LIMIT: Duration = Duration::from_secs(30);
+/// Enough for the frames to have gone round the loop many times, so that nothing was merely in flight.
+const FRAMES: u64 = 20_000;
+
+fn loop_through_the_switch(options: &str) {
+    assert!(testpmd::is_installed(), "dpdk-testpmd is missing: run scripts/deps.sh test");
+    let switch = Switch::up("br0", &[]);
+    let sockets = [switch.add_port("p0", 1), switch.add_port("p1", 1)];
+    let mut testpmd = Testpmd::start(
+        switch.run_dir(),
+        &sockets,
+        &format!(",queues=1,queue_size=256{options}"),
+        &["--forward-mode=mac"],
+    );
+    testpmd.enter("start tx_first 4");
+    testpmd.expect("nb forwarding cores", LIMIT);
+    let stats = wait_for("frames to circulate", LIMIT, || {
+        let stats = testpmd.stats(2);
+        stats.iter().all(|port| port.rx_packets > FRAMES).then_some(stats)
+    });
+    testpmd.enter("stop");
+    testpmd.expect("Done.", LIMIT);
+    let end = testpmd.stats(2);
+    for port in 0..2 {
+        assert!(end[port].rx_packets >= stats[port].rx_packets);
+    }
+
+    // Each port's address was learned where it is, so the frames were switched and not flooded.
+    let fdb = switch.fdb();
+    let entries = fdb.as_array().expect("a list of entries");
+    assert_eq!(entries.len(), 2, "{fdb}");
+    for (index, name) in ["p0", "p1"].into_iter().enumerate() {
+        let counters = switch.port(name)["counters"].clone();
+        assert_eq!(counters["rx_frames"], end[index].tx_packets, "{name} in: {counters}");
+        assert!(
+            counters["tx_frames"].as_u64() >= Some(end[index].rx_packets),
+            "{name} out: {counters}"
+        );
+        assert!(entries.iter().any(|entry| entry["port"] == name), "{fdb}");
+    }
+    testpmd.quit();
+}
+
+#[test]
+fn e2e_testpmd_mergeable() {
+    loop_through_the_switch(",mrg_rxbuf=1,in_order=0");
+}
+
+#[test]
+fn e2e_testpmd_not_mergeable() {
+    loop_through_the_switch(",mrg_rxbuf=0,in_order=0");
+}
+
+#[test]
+fn e2e_testpmd_in_order() {
+    loop_through_the_switch(",mrg_rxbuf=1,in_order=1");
+}
+
+#[test]
+fn e2e_testpmd_in_order_not_mergeable() {
+    loop_through_the_switch(",mrg_rxbuf=0,in_order=1");
+}
+
+#[test]
+fn e2e_testpmd_vectorised() {
+    loop_through_the_switch(",mrg_rxbuf=0,in_order=0,vectorized=1");
+}
