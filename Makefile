@@ -1,6 +1,6 @@
 # make help lists the targets.
 PREFIX ?= /usr/local
-BINS := vswitch vhost-net-backend vmm lab
+BINS := vswitch vhost-net-backend vmm lab sriov
 CARGO ?= cargo
 # The agent runs as the only user-space program of a guest that has no C library, so it is linked statically.
 AGENT = $(CARGO) rustc -p netyard-agent --bin netyard-agent
