@@ -1,1 +1,17 @@
-//! Placeholder.
+//! The data path's foundation: guest memory, virtqueues (device end and driver end), and the virtio-net header.
+//!
+//! Everything a peer wrote is read once, into a local copy, and checked on that copy. Every guest address becomes a
+//! (pointer, length) pair inside one mapped region, or an error. All methods outside this crate's `unsafe` core are safe
+//! whatever a guest writes, at any time, from any thread.
+//!
+//! - [`memory`]: regions of shared memory and the map that translates guest addresses;
+//! - [`split`]: split virtqueues: [`split::device::DeviceQueue`] and [`split::driver::DriverQueue`];
+//! - [`burst`]: the reusable buffer that a device end pops chains into;
+//! - [`net`], [`features`]: the virtio-net header and the feature bits.
+
+pub mod burst;
+pub mod desc;
+pub mod features;
+pub mod memory;
+pub mod net;
+pub mod split;

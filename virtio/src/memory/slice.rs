@@ -1,0 +1,238 @@
+//! Bounds-checked views of guest memory, and copies between lists of them.
+//!
+//! Guest memory is never borrowed as a Rust slice: a guest may write to it at any time. All access goes through raw copies,
+//! whose result may be torn but is then a private value like any other.
+
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+
+/// A (pointer, length) pair inside one mapped region, valid as long as what it was borrowed from keeps the mapping.
+#[derive(Debug, Clone, Copy)]
+pub struct GuestSlice<'m> {
+    ptr: NonNull<u8>,
+    len: usize,
+    mapping: PhantomData<&'m ()>,
+}
+
+// SAFETY: all access is by raw copies of shared memory that other agents (a guest, other processes) change at any time anyway;
+// being used from another thread adds nothing to that, and the lifetime keeps the mapping.
+unsafe impl Send for GuestSlice<'_> {}
+// SAFETY: as above; no method hands out a reference into the memory.
+unsafe impl Sync for GuestSlice<'_> {}
+
+impl GuestSlice<'_> {
+    /// Makes a view.
+    ///
+    /// # Safety
+    /// `ptr..ptr + len` must lie inside one mapping that stays readable and writable for `'m`, and no Rust reference to any
+    /// of its bytes may exist during that time.
+    #[inline]
+    pub(crate) unsafe fn new(ptr: NonNull<u8>, len: usize) -> Self {
+        Self {
+            ptr,
+            len,
+            mapping: PhantomData,
+        }
+    }
+
+    /// Bytes in the view.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True when there are none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Where the view starts in this process. For system calls (`iovec`); reading through it needs `unsafe`.
+    #[inline]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+
+    /// The view without its first `n` bytes; empty when there are fewer.
+    #[inline]
+    #[must_use]
+    pub fn skip(&self, n: usize) -> Self {
+        let n = n.min(self.len);
+        // SAFETY: n <= len, so the result is inside this view.
+        unsafe { Self::new(self.ptr.add(n), self.len - n) }
+    }
+
+    /// The first `n` bytes; the whole view when there are fewer.
+    #[inline]
+    #[must_use]
+    pub fn take(&self, n: usize) -> Self {
+        Self {
+            len: n.min(self.len),
+            ..*self
+        }
+    }
+
+    /// Splits the view after `n` bytes (or at its end, when that comes first).
+    #[inline]
+    #[must_use]
+    pub fn split_at(&self, n: usize) -> (Self, Self) {
+        (self.take(n), self.skip(n))
+    }
+
+    /// Copies bytes from `off` on into `dst`; returns how many there were.
+    #[inline]
+    pub fn read_to(&self, off: usize, dst: &mut [u8]) -> usize {
+        let from = self.skip(off);
+        let n = from.len.min(dst.len());
+        // SAFETY: n bytes are inside the view and inside `dst`; a Rust slice never overlaps guest memory.
+        unsafe { std::ptr::copy_nonoverlapping(from.ptr.as_ptr(), dst.as_mut_ptr(), n) };
+        n
+    }
+
+    /// Copies `src` to `off` on; returns how many bytes had room.
+    #[inline]
+    pub fn write_from(&self, off: usize, src: &[u8]) -> usize {
+        let to = self.skip(off);
+        let n = to.len.min(src.len());
+        // SAFETY: n bytes are inside the view and inside `src`; a Rust slice never overlaps guest memory.
+        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), to.ptr.as_ptr(), n) };
+        n
+    }
+
+    /// Copies the first `n` bytes (or as many as both views hold) into `dst`; returns how many.
+    #[inline]
+    pub fn copy_to(&self, dst: GuestSlice<'_>, n: usize) -> usize {
+        let n = n.min(self.len).min(dst.len);
+        // SAFETY: n bytes are inside both views. They may overlap (two ports can share memory), which `copy` allows.
+        unsafe { std::ptr::copy(self.ptr.as_ptr(), dst.ptr.as_ptr(), n) };
+        n
+    }
+
+    /// Asks the CPU to fetch the first cache line.
+    #[inline]
+    pub fn prefetch(&self) {
+        prefetch(self.ptr.as_ptr());
+    }
+}
+
+/// Asks the CPU to fetch the cache line at `at`. A hint: any address is allowed.
+#[inline]
+pub(crate) fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults, whatever the address; SSE is part of x86-64.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// Bytes in a list of segments.
+#[inline]
+pub fn chain_len(list: &[GuestSlice<'_>]) -> usize {
+    list.iter().map(GuestSlice::len).sum()
+}
+
+/// Copies bytes from offset `off` of the list into `dst`; returns how many there were.
+#[inline]
+pub fn read_chain(src: &[GuestSlice<'_>], off: usize, dst: &mut [u8]) -> usize {
+    if let [first, ..] = src
+        && off.checked_add(dst.len()).is_some_and(|end| end <= first.len())
+    {
+        return first.read_to(off, dst);
+    }
+    let (mut skip, mut done) = (off, 0);
+    for segment in src {
+        if skip >= segment.len() {
+            skip -= segment.len();
+            continue;
+        }
+        done += segment.read_to(skip, &mut dst[done..]);
+        skip = 0;
+        if done == dst.len() {
+            break;
+        }
+    }
+    done
+}
+
+/// Copies `src` to offset `off` of the list on; returns how many bytes had room.
+#[inline]
+pub fn write_chain(dst: &[GuestSlice<'_>], off: usize, src: &[u8]) -> usize {
+    if let [first, ..] = dst
+        && off.checked_add(src.len()).is_some_and(|end| end <= first.len())
+    {
+        return first.write_from(off, src);
+    }
+    let (mut skip, mut done) = (off, 0);
+    for segment in dst {
+        if skip >= segment.len() {
+            skip -= segment.len();
+            continue;
+        }
+        done += segment.write_from(skip, &src[done..]);
+        skip = 0;
+        if done == src.len() {
+            break;
+        }
+    }
+    done
+}
+
+/// Copies `len` bytes from offset `src_off` of one list to offset `dst_off` of another; returns how many both lists held.
+#[inline]
+pub fn copy_chain(
+    src: &[GuestSlice<'_>],
+    src_off: usize,
+    dst: &[GuestSlice<'_>],
+    dst_off: usize,
+    len: usize,
+) -> usize {
+    if let ([from, ..], [to, ..]) = (src, dst)
+        && src_off.checked_add(len).is_some_and(|end| end <= from.len())
+        && dst_off.checked_add(len).is_some_and(|end| end <= to.len())
+    {
+        return from.skip(src_off).copy_to(to.skip(dst_off), len);
+    }
+    copy_pieces(src, src_off, dst, dst_off, len)
+}
+
+fn copy_pieces(
+    src: &[GuestSlice<'_>],
+    src_off: usize,
+    dst: &[GuestSlice<'_>],
+    dst_off: usize,
+    len: usize,
+) -> usize {
+    let (Some((mut si, mut so)), Some((mut di, mut d_o))) = (seek(src, src_off), seek(dst, dst_off)) else {
+        return 0;
+    };
+    let mut done = 0;
+    while done < len && si < src.len() && di < dst.len() {
+        let n = src[si].skip(so).copy_to(dst[di].skip(d_o), len - done);
+        done += n;
+        so += n;
+        d_o += n;
+        if so == src[si].len() {
+            si += 1;
+            so = 0;
+        }
+        if d_o == dst[di].len() {
+            di += 1;
+            d_o = 0;
+        }
+    }
+    done
+}
+
+/// The segment and the offset in it that byte `off` of the list is in.
+fn seek(list: &[GuestSlice<'_>], off: usize) -> Option<(usize, usize)> {
+    let mut left = off;
+    for (i, segment) in list.iter().enumerate() {
+        if left < segment.len() {
+            return Some((i, left));
+        }
+        left -= segment.len();
+    }
+    None
+}

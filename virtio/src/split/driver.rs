@@ -1,0 +1,315 @@
+//! The driver end of a split virtqueue: for links to other back-ends, traffic generators and tests.
+//!
+//! What the device may write is never trusted: which descriptors are free and what is outstanding is kept in private memory.
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use super::ring::{Ring, passes_event};
+use super::{QueueConfig, QueueError, RingError};
+use crate::desc::{
+    AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_LEN, Descriptor, USED_F_NO_NOTIFY,
+};
+use crate::memory::MemoryMap;
+
+/// A buffer in the memory shared with the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Buffer {
+    /// Guest address.
+    pub addr: u64,
+    /// Bytes.
+    pub len: u32,
+}
+
+/// Where a driver end may write indirect tables: one of `entries` descriptors per queue entry, one after another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IndirectTables {
+    /// Guest address of the first table.
+    pub addr: u64,
+    /// Descriptors per table.
+    pub entries: u16,
+}
+
+/// The queue has no room for the chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("queue full: take used chains back first")]
+pub struct QueueFull;
+
+/// What is known of the chain that starts at a descriptor.
+#[derive(Debug, Clone, Copy)]
+struct Outstanding {
+    token: u64,
+    writable_len: u32,
+    descriptors: u16,
+    last: u16,
+}
+
+/// The driver end of a queue.
+#[derive(Debug)]
+pub struct DriverQueue {
+    ring: Ring,
+    event_idx: bool,
+    tables: Option<IndirectTables>,
+    /// For every descriptor, the one after it in its chain or in the free list.
+    next: Vec<u16>,
+    /// For every head outstanding, its chain.
+    outstanding: Vec<Option<Outstanding>>,
+    free_head: u16,
+    free: u16,
+    in_flight: u16,
+    avail_idx: u16,
+    published: u16,
+    next_used: u16,
+    /// The used index as last read.
+    used_seen: u16,
+    want_interrupts: bool,
+    mem: Arc<MemoryMap>,
+}
+
+impl DriverQueue {
+    /// Builds an empty queue in zeroed ring memory. Starts at index `config.next_avail`, which must be what the device end
+    /// starts at; `config.used_idx` likewise. `tables` is used for chains of several buffers when `config.indirect` is set.
+    pub fn new(
+        mem: Arc<MemoryMap>,
+        config: &QueueConfig,
+        tables: Option<IndirectTables>,
+    ) -> Result<Self, QueueError> {
+        let ring = Ring::new(&mem, config)?;
+        let size = config.size;
+        let tables = tables.filter(|_| config.indirect);
+        if let Some(t) = tables {
+            let len = usize::from(size) * usize::from(t.entries) * DESC_LEN;
+            if t.entries == 0 || mem.slice(t.addr, len).is_none() {
+                return Err(QueueError::IndirectTables {
+                    size,
+                    entries: t.entries,
+                });
+            }
+        }
+        ring.set_avail_idx(config.next_avail);
+        let mut queue = Self {
+            ring,
+            event_idx: config.event_idx,
+            tables,
+            next: (1..=size).collect(),
+            outstanding: vec![None; usize::from(size)],
+            free_head: 0,
+            free: size,
+            in_flight: 0,
+            avail_idx: config.next_avail,
+            published: config.next_avail,
+            next_used: config.used_idx,
+            used_seen: config.used_idx,
+            want_interrupts: true,
+            mem,
+        };
+        queue.enable_interrupts();
+        Ok(queue)
+    }
+
+    /// The map that the queue is in.
+    pub fn memory(&self) -> &Arc<MemoryMap> {
+        &self.mem
+    }
+
+    /// Descriptors that are free.
+    #[inline]
+    pub fn free_descriptors(&self) -> u16 {
+        self.free
+    }
+
+    /// Chains that the device has and didn't return yet.
+    #[inline]
+    pub fn in_flight(&self) -> u16 {
+        self.in_flight
+    }
+
+    /// Where the next chain goes in the available ring.
+    #[inline]
+    pub fn avail_idx(&self) -> u16 {
+        self.avail_idx
+    }
+
+    /// Makes a chain for the device: it reads `readable`, then writes `writable`. It comes back from
+    /// [`DriverQueue::pop_used`] with `token`. The device sees it with [`DriverQueue::publish`].
+    #[inline]
+    pub fn push(&mut self, readable: &[Buffer], writable: &[Buffer], token: u64) -> Result<(), QueueFull> {
+        let total = readable.len() + writable.len();
+        if total == 0 || self.free == 0 {
+            return Err(QueueFull);
+        }
+        let writable_len = writable.iter().fold(0_u32, |sum, b| sum.saturating_add(b.len));
+        let head = self.free_head;
+        let (descriptors, last) = match self.tables {
+            Some(tables) if total > 1 && total <= usize::from(tables.entries) => {
+                self.write_table(tables, head, readable, writable);
+                (1, head)
+            }
+            _ => {
+                let descriptors = u16::try_from(total)
+                    .ok()
+                    .filter(|n| *n <= self.free)
+                    .ok_or(QueueFull)?;
+                (descriptors, self.write_chain(head, readable, writable))
+            }
+        };
+        self.free_head = self.next[usize::from(last)];
+        self.free -= descriptors;
+        self.in_flight += 1;
+        self.outstanding[usize::from(head)] = Some(Outstanding {
+            token,
+            writable_len,
+            descriptors,
+            last,
+        });
+        self.ring.set_avail_entry(self.avail_idx, head);
+        self.avail_idx = self.avail_idx.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Writes the buffers to descriptors from the free list on; returns the last one.
+    #[inline]
+    fn write_chain(&self, head: u16, readable: &[Buffer], writable: &[Buffer]) -> u16 {
+        let total = readable.len() + writable.len();
+        let (mut at, mut last) = (head, head);
+        for (i, (buffer, write)) in buffers(readable, writable).enumerate() {
+            let next = self.next[usize::from(at)];
+            let more = if i + 1 < total { DESC_F_NEXT } else { 0 };
+            let desc = Descriptor {
+                addr: buffer.addr,
+                len: buffer.len,
+                flags: write | more,
+                next,
+            };
+            self.ring.set_desc(at, desc);
+            last = at;
+            at = next;
+        }
+        last
+    }
+
+    fn write_table(&self, tables: IndirectTables, head: u16, readable: &[Buffer], writable: &[Buffer]) {
+        let total = readable.len() + writable.len();
+        let bytes = usize::from(tables.entries) * DESC_LEN;
+        let addr = tables.addr + (usize::from(head) * bytes) as u64;
+        let Some(table) = self.mem.slice(addr, bytes) else {
+            unreachable!("`new` checked that all tables are inside one region");
+        };
+        for (i, (buffer, write)) in buffers(readable, writable).enumerate() {
+            let more = if i + 1 < total { DESC_F_NEXT } else { 0 };
+            // Fewer than u16::MAX: a table has at most that many entries.
+            let next = u16::try_from(i + 1).unwrap_or(0);
+            let desc = Descriptor {
+                addr: buffer.addr,
+                len: buffer.len,
+                flags: write | more,
+                next,
+            };
+            let (addr, rest) = desc.to_words();
+            table.write_from(i * DESC_LEN, &addr.to_ne_bytes());
+            table.write_from(i * DESC_LEN + 8, &rest.to_ne_bytes());
+        }
+        let len = u32::try_from(total * DESC_LEN).unwrap_or(0);
+        self.ring.set_desc(
+            head,
+            Descriptor {
+                addr,
+                len,
+                flags: DESC_F_INDIRECT,
+                next: 0,
+            },
+        );
+    }
+
+    /// Shows the device everything pushed since the last time. True when it wants a kick.
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        let (old, new) = (self.published, self.avail_idx);
+        if old == new {
+            return false;
+        }
+        self.ring.set_avail_idx(new);
+        self.published = new;
+        // The index must be visible before the device's wishes are read, or both ends could miss each other.
+        fence(Ordering::SeqCst);
+        if self.event_idx {
+            passes_event(self.ring.avail_event(), new, old)
+        } else {
+            self.ring.used_flags() & USED_F_NO_NOTIFY == 0
+        }
+    }
+
+    /// Takes the next used chain back: its token, and how many bytes the device says it wrote, never more than there was
+    /// room for.
+    #[inline]
+    pub fn pop_used(&mut self) -> Result<Option<(u64, u32)>, RingError> {
+        if self.used_seen == self.next_used {
+            let used = self.ring.used_idx();
+            if used.wrapping_sub(self.next_used) > self.in_flight {
+                let (next, in_flight) = (self.next_used, self.in_flight);
+                return Err(RingError::UsedIndex {
+                    used,
+                    next,
+                    in_flight,
+                });
+            }
+            self.used_seen = used;
+            if used == self.next_used {
+                return Ok(None);
+            }
+        }
+        let (id, len) = self.ring.used_elem(self.next_used);
+        let head = usize::try_from(id).unwrap_or(usize::MAX);
+        let chain = self
+            .outstanding
+            .get_mut(head)
+            .and_then(Option::take)
+            .ok_or(RingError::UsedId { id })?;
+        self.next[usize::from(chain.last)] = self.free_head;
+        // `head` indexes `outstanding`, which has at most 32768 entries.
+        self.free_head = u16::try_from(head).unwrap_or(0);
+        self.free += chain.descriptors;
+        self.in_flight -= 1;
+        self.next_used = self.next_used.wrapping_add(1);
+        if self.event_idx && self.want_interrupts {
+            self.ring.set_used_event(self.next_used);
+        }
+        Ok(Some((chain.token, len.min(chain.writable_len))))
+    }
+
+    /// Asks the device not to interrupt: the driver end polls.
+    #[inline]
+    pub fn disable_interrupts(&mut self) {
+        self.want_interrupts = false;
+        // With EVENT_IDX, leaving used_event behind has that effect.
+        if !self.event_idx {
+            self.ring.set_avail_flags(AVAIL_F_NO_INTERRUPT);
+        }
+    }
+
+    /// Asks the device to interrupt at the next used chain. True when some came meanwhile: then pop before sleeping.
+    #[inline]
+    pub fn enable_interrupts(&mut self) -> bool {
+        self.want_interrupts = true;
+        if self.event_idx {
+            self.ring.set_used_event(self.next_used);
+        } else {
+            self.ring.set_avail_flags(0);
+        }
+        // The wish must be visible before the index is read again, or both ends could miss each other.
+        fence(Ordering::SeqCst);
+        self.ring.used_idx() != self.next_used
+    }
+}
+
+/// All buffers of a chain, each with its flag.
+#[inline]
+fn buffers<'a>(
+    readable: &'a [Buffer],
+    writable: &'a [Buffer],
+) -> impl Iterator<Item = (&'a Buffer, u16)> + 'a {
+    readable
+        .iter()
+        .map(|b| (b, 0))
+        .chain(writable.iter().map(|b| (b, DESC_F_WRITE)))
+}
