@@ -226,9 +226,8 @@ impl Fdb {
         if let Some((slot, _)) = self.find(key) {
             self.free(slot);
         }
-        let slot = match self.room(key, port, now, OnFull::EvictLru) {
-            Some(slot) => slot,
-            None => return Err(FdbError::Full(self.statics.load(Ordering::Relaxed))),
+        let Some(slot) = self.room(key, port, now, OnFull::EvictLru) else {
+            return Err(FdbError::Full(self.statics.load(Ordering::Relaxed)));
         };
         self.fill(slot, key, port, now, true);
         Ok(())

@@ -49,21 +49,21 @@ impl MacAddr {
 
     /// The address as a number below 2⁴⁸, first octet most significant.
     pub(crate) const fn to_bits(self) -> u64 {
-        let [a, b, c, d, e, f] = self.0;
-        u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+        let [o0, o1, o2, o3, o4, o5] = self.0;
+        u64::from_be_bytes([0, 0, o0, o1, o2, o3, o4, o5])
     }
 
     /// The address whose [`to_bits`](Self::to_bits) are the low 48 bits of `bits`.
     pub(crate) const fn from_bits(bits: u64) -> Self {
-        let [_, _, a, b, c, d, e, f] = bits.to_be_bytes();
-        Self([a, b, c, d, e, f])
+        let [_, _, o0, o1, o2, o3, o4, o5] = bits.to_be_bytes();
+        Self([o0, o1, o2, o3, o4, o5])
     }
 }
 
 impl fmt::Display for MacAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+        let [o0, o1, o2, o3, o4, o5] = self.0;
+        write!(f, "{o0:02x}:{o1:02x}:{o2:02x}:{o3:02x}:{o4:02x}:{o5:02x}")
     }
 }
 

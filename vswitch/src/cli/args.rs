@@ -108,7 +108,7 @@ pub(super) struct UpArgs {
 impl UpArgs {
     /// The settings as arguments for the detached daemon.
     pub(super) fn passed_on(&self) -> Vec<String> {
-        fn name<T: ValueEnum>(value: T) -> Option<String> {
+        fn name<T: ValueEnum>(value: &T) -> Option<String> {
             value.to_possible_value().map(|value| value.get_name().to_owned())
         }
         let settings = &self.settings;
@@ -119,10 +119,10 @@ impl UpArgs {
         [
             ("--workers", settings.workers.map(|n| n.to_string())),
             ("--cpus", cpus),
-            ("--poll", settings.poll.and_then(name)),
+            ("--poll", settings.poll.as_ref().and_then(name)),
             ("--fdb-size", settings.fdb_size.map(|n| n.to_string())),
             ("--ageing", settings.ageing.map(|n| n.to_string())),
-            ("--on-full", settings.on_full.and_then(name)),
+            ("--on-full", settings.on_full.as_ref().and_then(name)),
         ]
         .into_iter()
         .filter_map(|(option, value)| Some(format!("{option}={}", value?)))
