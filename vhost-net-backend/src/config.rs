@@ -1,0 +1,138 @@
+//! What a port offers to its front-end: features and the configuration space.
+
+use virtio::features as f;
+
+/// The most queue pairs of a device.
+pub const MAX_QUEUE_PAIRS: u16 = 16;
+
+/// The smallest MTU that a virtio-net device may have.
+pub const MIN_MTU: u16 = 68;
+
+/// The size of `struct virtio_net_config` as far as it is filled in here: mac, status, max pairs, mtu.
+const CONFIG_FIELDS: usize = 12;
+
+/// Features that are offered whatever the plane can do: how rings work, not what frames look like.
+const RING_FEATURES: u64 =
+    f::VERSION_1 | f::RING_F_INDIRECT_DESC | f::RING_F_EVENT_IDX | f::VHOST_USER_F_PROTOCOL_FEATURES;
+
+/// Checksum and segmentation offloads, both ways.
+pub const OFFLOADS: u64 = f::NET_F_CSUM
+    | f::NET_F_GUEST_CSUM
+    | f::NET_F_HOST_TSO4
+    | f::NET_F_HOST_TSO6
+    | f::NET_F_HOST_ECN
+    | f::NET_F_GUEST_TSO4
+    | f::NET_F_GUEST_TSO6
+    | f::NET_F_GUEST_ECN;
+
+/// Why a port cannot be as configured.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PortError {
+    /// Too few or too many queue pairs.
+    #[error("{0} queue pairs refused: a device has 1 to 16; choose a number in that range")]
+    QueuePairs(u16),
+    /// An MTU that no virtio-net device may have.
+    #[error("MTU {0} refused: a virtio-net device needs at least 68; choose 68 to 65535")]
+    Mtu(u16),
+    /// A group address cannot be a NIC's own.
+    #[error("MAC address refused: it is a group address; choose one whose first octet is even")]
+    GroupMac,
+}
+
+/// One virtio-net device as it is offered to front-ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortConfig {
+    /// The name in log lines.
+    pub name: String,
+    /// Queue pairs offered, 1 to 16.
+    pub queue_pairs: u16,
+    /// The MAC address in the configuration space; `None`: the front-end chooses.
+    pub mac: Option<[u8; 6]>,
+    /// The MTU in the configuration space; `None`: the driver chooses.
+    pub mtu: Option<u16>,
+    /// Feature bits that the data plane can serve; bits of the rings themselves are always offered.
+    pub features: u64,
+}
+
+impl PortConfig {
+    /// A port with every feature, one queue pair, and neither MAC nor MTU of its own.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            queue_pairs: 1,
+            mac: None,
+            mtu: None,
+            features: u64::MAX,
+        }
+    }
+
+    /// Check the values against what a device may be.
+    pub fn check(&self) -> Result<(), PortError> {
+        if !(1..=MAX_QUEUE_PAIRS).contains(&self.queue_pairs) {
+            return Err(PortError::QueuePairs(self.queue_pairs));
+        }
+        if self.mac.is_some_and(|mac| mac[0] & 1 == 1) {
+            return Err(PortError::GroupMac);
+        }
+        match self.mtu {
+            Some(mtu) if mtu < MIN_MTU => Err(PortError::Mtu(mtu)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Virtqueues of the device; the front-end owns the control queue, which therefore is not counted.
+    pub fn vrings(&self) -> u16 {
+        self.queue_pairs * 2
+    }
+
+    /// The feature bits offered to the front-end.
+    pub fn offered(&self) -> u64 {
+        let mut net = f::NET_F_MRG_RXBUF | f::NET_F_STATUS | f::NET_F_CTRL_VQ | f::NET_F_MQ | OFFLOADS;
+        if self.mac.is_some() {
+            net |= f::NET_F_MAC;
+        }
+        if self.mtu.is_some() {
+            net |= f::NET_F_MTU;
+        }
+        net &= self.features;
+        // A bit is never offered without the one it depends on.
+        for (bits, needs) in [
+            (f::NET_F_MQ, f::NET_F_CTRL_VQ),
+            (f::NET_F_HOST_TSO4 | f::NET_F_HOST_TSO6, f::NET_F_CSUM),
+            (f::NET_F_GUEST_TSO4 | f::NET_F_GUEST_TSO6, f::NET_F_GUEST_CSUM),
+            (f::NET_F_HOST_ECN, f::NET_F_HOST_TSO4 | f::NET_F_HOST_TSO6),
+            (f::NET_F_GUEST_ECN, f::NET_F_GUEST_TSO4 | f::NET_F_GUEST_TSO6),
+        ] {
+            if net & needs == 0 {
+                net &= !bits;
+            }
+        }
+        RING_FEATURES | net
+    }
+
+    /// Whether the front-end may set this MTU.
+    pub fn accepts_mtu(&self, mtu: u64) -> Option<u16> {
+        let mtu = u16::try_from(mtu).ok()?;
+        (MIN_MTU..=self.mtu.unwrap_or(u16::MAX))
+            .contains(&mtu)
+            .then_some(mtu)
+    }
+
+    /// `size` bytes of the configuration space from `offset` on; zero past the fields of this device.
+    pub fn config_space(&self, link_up: bool, offset: usize, size: usize) -> Vec<u8> {
+        let mut fields = [0u8; CONFIG_FIELDS];
+        fields[..6].copy_from_slice(&self.mac.unwrap_or_default());
+        fields[6..8].copy_from_slice(&if link_up { virtio::net::STATUS_LINK_UP } else { 0 }.to_le_bytes());
+        fields[8..10].copy_from_slice(&self.queue_pairs.to_le_bytes());
+        fields[10..12].copy_from_slice(&self.mtu.unwrap_or_default().to_le_bytes());
+        fields
+            .into_iter()
+            .chain(std::iter::repeat(0))
+            .skip(offset)
+            .take(size)
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

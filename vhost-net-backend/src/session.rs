@@ -1,0 +1,326 @@
+//! One vhost-user socket: front-ends come and go, one at a time, and the session outlives them all.
+//!
+//! A session has a thread of its own, which may sleep on the socket but never on a peer: it waits with deadlines
+//! and for its stop signal at once, and hands the `vhost` crate only messages that have wholly arrived.
+
+mod connection;
+mod handler;
+mod rings;
+mod socket;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+
+use crate::config::{PortConfig, PortError};
+use crate::plane::DevicePlane;
+use connection::{Connection, ConnectionError};
+use handler::Handler;
+use socket::Server;
+pub use socket::SocketError;
+
+/// After a connection that ended in an error: how long until the next one is served.
+const PAUSE: Duration = Duration::from_millis(20);
+/// The longest pause between two attempts to connect.
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
+/// Which end makes the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SocketMode {
+    /// Listen; front-ends connect.
+    #[default]
+    Server,
+    /// Connect to a listening front-end, for ever.
+    Client,
+}
+
+/// The socket of a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SocketConfig {
+    /// Where it is in the file system.
+    pub path: PathBuf,
+    /// Which end makes the connection.
+    pub mode: SocketMode,
+    /// How long a peer may take to say its first word, to finish a message, or to take a reply.
+    pub patience: Duration,
+}
+
+impl SocketConfig {
+    /// A listening socket at `path`.
+    pub fn server(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            mode: SocketMode::Server,
+            patience: Duration::from_secs(5),
+        }
+    }
+
+    /// A socket that connects to `path`.
+    pub fn client(path: impl Into<PathBuf>) -> Self {
+        Self {
+            mode: SocketMode::Client,
+            ..Self::server(path)
+        }
+    }
+}
+
+/// Why a session cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The port's configuration makes no device.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// The socket cannot be made.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The operating system gives no descriptor or thread.
+    #[error("session refused by the operating system: {0}; check the limits on descriptors and threads")]
+    Os(#[from] io::Error),
+}
+
+/// What a session is doing, for people and for the API.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SessionStatus {
+    /// A front-end is connected.
+    pub connected: bool,
+    /// Front-ends that have connected so far.
+    pub connections: u64,
+    /// Connections that ended because the front-end broke the protocol.
+    pub errors: u64,
+    /// The feature bits that the front-end acknowledged.
+    pub features: u64,
+    /// Rings that run, one bit each.
+    pub started_rings: u32,
+    /// Rings that are enabled, one bit each.
+    pub enabled_rings: u32,
+    /// The MTU that the front-end set.
+    pub mtu: Option<u16>,
+    /// Memory regions mapped.
+    pub regions: usize,
+    /// What the last connection that ended in an error ended with.
+    pub last_error: Option<String>,
+}
+
+impl SessionStatus {
+    /// Queue pairs of which both rings run and are enabled.
+    pub fn enabled_queue_pairs(&self) -> u32 {
+        let active = self.started_rings & self.enabled_rings;
+        (active & (active >> 1) & 0x5555_5555).count_ones()
+    }
+}
+
+/// State that the session's thread and its handle share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    stop: OwnedFd,
+    stopping: AtomicBool,
+    link_up: AtomicBool,
+    status: Mutex<SessionStatus>,
+}
+
+impl Shared {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            stop: rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            stopping: AtomicBool::new(false),
+            link_up: AtomicBool::new(true),
+            status: Mutex::default(),
+        })
+    }
+
+    fn link_up(&self) -> bool {
+        self.link_up.load(Ordering::Relaxed)
+    }
+
+    fn status(&self) -> MutexGuard<'_, SessionStatus> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sleep, but not past the end of the session. True once the session is to end.
+    fn sleep(&self, time: Duration) -> bool {
+        let mut poll = [PollFd::new(&self.stop, PollFlags::IN)];
+        let _ = rustix::event::poll(&mut poll, Some(&timespec(time)));
+        self.stopping.load(Ordering::Acquire)
+    }
+}
+
+fn timespec(time: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(time.subsec_nanos()),
+    }
+}
+
+/// One vhost-user socket and the device behind it.
+#[derive(Debug)]
+pub struct Session;
+
+impl Session {
+    /// Open the socket and serve it on a new thread.
+    pub fn spawn(
+        socket: SocketConfig,
+        port: PortConfig,
+        plane: Arc<dyn DevicePlane>,
+    ) -> Result<SessionHandle, SessionError> {
+        port.check()?;
+        let shared = Arc::new(Shared::new()?);
+        let server = match socket.mode {
+            SocketMode::Server => Some(Server::bind(&socket.path)?),
+            SocketMode::Client => None,
+        };
+        let worker = Worker {
+            socket,
+            port: Arc::new(port),
+            plane,
+            shared: Arc::clone(&shared),
+        };
+        // Thread names are cut to 15 bytes by the kernel; the port's name is what tells them apart.
+        let name = format!("vu-{}", worker.port.name);
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .spawn(move || match server {
+                Some(server) => worker.listen(&server),
+                None => worker.connect(),
+            })?;
+        Ok(SessionHandle {
+            shared,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+}
+
+/// The owner's end of a session. Dropping it stops the session.
+#[derive(Debug)]
+pub struct SessionHandle {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl SessionHandle {
+    /// End the session: the front-end is disconnected, the socket removed, and the plane no longer called.
+    pub fn stop(&self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        let _ = rustix::io::write(&self.shared.stop, &1u64.to_ne_bytes());
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("a session ended by a panic");
+        }
+    }
+
+    /// Set the link state that the front-end reads from the configuration space.
+    pub fn set_link(&self, up: bool) {
+        self.shared.link_up.store(up, Ordering::Relaxed);
+    }
+
+    /// What the session is doing.
+    pub fn status(&self) -> SessionStatus {
+        self.shared.status().clone()
+    }
+}
+
+impl Drop for SessionHandle {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// The session's thread.
+struct Worker {
+    socket: SocketConfig,
+    port: Arc<PortConfig>,
+    plane: Arc<dyn DevicePlane>,
+    shared: Arc<Shared>,
+}
+
+impl Worker {
+    fn listen(&self, server: &Server) {
+        while !self.shared.stopping.load(Ordering::Acquire) {
+            match server.accept(&self.shared.stop) {
+                Ok(Some(stream)) => {
+                    if !self.serve(stream, Some(server)) {
+                        self.shared.sleep(PAUSE);
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(port = %self.port.name, "cannot accept a connection: {error}");
+                    self.shared.sleep(LONGEST_PAUSE);
+                }
+            }
+        }
+    }
+
+    fn connect(&self) {
+        let mut pause = PAUSE;
+        while !self.shared.stopping.load(Ordering::Acquire) {
+            match socket::connect(&self.socket.path) {
+                Ok(stream) => {
+                    if self.serve(stream, None) {
+                        pause = PAUSE;
+                    }
+                }
+                Err(error) => tracing::debug!(port = %self.port.name, "not connected: {error}"),
+            }
+            self.shared.sleep(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Serve one front-end to its end; false when the end was an error.
+    fn serve(&self, stream: UnixStream, server: Option<&Server>) -> bool {
+        {
+            let mut status = self.shared.status();
+            let (connections, errors, last_error) =
+                (status.connections + 1, status.errors, status.last_error.take());
+            *status = SessionStatus {
+                connected: true,
+                connections,
+                errors,
+                last_error,
+                ..SessionStatus::default()
+            };
+        }
+        self.plane.connected();
+        let handler = Handler::new(
+            Arc::clone(&self.port),
+            Arc::clone(&self.plane),
+            Arc::clone(&self.shared),
+        );
+        let handler = Arc::new(Mutex::new(handler));
+        let result = Connection::new(stream, Arc::clone(&handler), self.socket.patience)
+            .and_then(|mut connection| connection.serve(&self.shared.stop, server));
+        // Rings first, memory after them: `Handler` owns the mappings and goes last.
+        self.plane.disconnected();
+        drop(handler);
+        let mut status = self.shared.status();
+        *status = SessionStatus {
+            connections: status.connections,
+            errors: status.errors + u64::from(result.is_err()),
+            last_error: result
+                .as_ref()
+                .err()
+                .map(ToString::to_string)
+                .or(status.last_error.take()),
+            ..SessionStatus::default()
+        };
+        drop(status);
+        match &result {
+            Ok(()) => tracing::info!(port = %self.port.name, "the front-end disconnected"),
+            Err(error) => tracing::warn!(port = %self.port.name, "connection ended: {error}"),
+        }
+        result.is_ok()
+    }
+}
+
+impl From<rustix::io::Errno> for ConnectionError {
+    fn from(errno: rustix::io::Errno) -> Self {
+        Self::Os(errno.into())
+    }
+}

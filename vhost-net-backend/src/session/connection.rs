@@ -1,0 +1,310 @@
+//! One connected front-end: messages are let through to the `vhost` crate one by one, when they are whole.
+//!
+//! The crate reads a message with blocking calls, retries for ever on some errors and refuses a few requests that
+//! this device serves. So every header is looked at first (`MSG_PEEK`): the crate only ever reads what is already
+//! there, replies only into a socket with room, and never sees what it doesn't know.
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendFlags};
+use vhost::vhost_user::message::{FrontendReq, MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE};
+use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
+
+use super::handler::Handler;
+use super::socket::Server;
+use super::timespec;
+
+/// Bytes of a message header: request, flags, size.
+const HEADER: usize = 12;
+const VERSION: u32 = 1;
+const FLAG_REPLY: u32 = 1 << 2;
+const FLAG_NEED_REPLY: u32 = 1 << 3;
+/// How often a message that has not wholly arrived is looked at again.
+const STEP: Duration = Duration::from_millis(2);
+
+/// Why a connection ended before its front-end closed it.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectionError {
+    /// The peer said nothing.
+    #[error("the front-end sent no message in time; it must begin the handshake when it connects")]
+    Silent,
+    /// A message did not arrive as a whole.
+    #[error("the front-end sent part of a message only; it must send messages whole")]
+    Partial,
+    /// The peer does not read what it asked for.
+    #[error("the front-end does not read replies; it must take the answers to its requests")]
+    NotReading,
+    /// The header is none of this protocol.
+    #[error("header refused: request {request}, flags {flags:#x}, {size} bytes; send vhost-user version 1")]
+    Header {
+        /// The request's number.
+        request: u32,
+        /// Version and flags.
+        flags: u32,
+        /// The payload's length.
+        size: u32,
+    },
+    /// Too many descriptors in one message.
+    #[error("message refused: it carries more than {MAX_ATTACHED_FD_ENTRIES} descriptors")]
+    TooManyFds,
+    /// A request failed or makes no sense now.
+    #[error("request {request} refused: {error}")]
+    Request {
+        /// The request's number.
+        request: u32,
+        /// What was wrong with it.
+        error: VhostError,
+    },
+    /// An MTU that the device cannot have, and nobody waiting to be told.
+    #[error("MTU {0} refused: out of the device's range")]
+    Mtu(u64),
+    /// The operating system failed a call on the socket.
+    #[error("socket error: {0}")]
+    Os(#[from] io::Error),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Header {
+    request: u32,
+    flags: u32,
+    size: u32,
+}
+
+impl Header {
+    fn needs_reply(self) -> bool {
+        self.flags & FLAG_NEED_REPLY != 0
+    }
+
+    fn is(self, request: FrontendReq) -> bool {
+        self.request == u32::from(request)
+    }
+}
+
+/// What the wait for the next message came to.
+enum Next {
+    Message(Header),
+    Closed,
+    Stop,
+}
+
+pub(super) struct Connection {
+    stream: UnixStream,
+    requests: BackendReqHandler<Mutex<Handler>>,
+    handler: Arc<Mutex<Handler>>,
+    patience: Duration,
+}
+
+impl Connection {
+    pub(super) fn new(
+        stream: UnixStream,
+        handler: Arc<Mutex<Handler>>,
+        patience: Duration,
+    ) -> Result<Self, ConnectionError> {
+        let requests = BackendReqHandler::from_stream(stream.try_clone()?, Arc::clone(&handler));
+        Ok(Self {
+            stream,
+            requests,
+            handler,
+            patience,
+        })
+    }
+
+    /// Serve requests until the front-end goes, breaks the protocol, or `stop` becomes readable.
+    pub(super) fn serve(&mut self, stop: &OwnedFd, server: Option<&Server>) -> Result<(), ConnectionError> {
+        let mut greeted = false;
+        loop {
+            match self.next(stop, server, greeted)? {
+                Next::Stop | Next::Closed => return Ok(()),
+                Next::Message(header) => self.handle(header)?,
+            }
+            greeted = true;
+        }
+    }
+
+    fn handle(&mut self, header: Header) -> Result<(), ConnectionError> {
+        if header.is(FrontendReq::NET_SET_MTU) {
+            return self.set_mtu(header);
+        }
+        let result = self.requests.handle_request();
+        let kept = std::mem::take(&mut self.handler.lock().unwrap_or_else(PoisonError::into_inner).keep);
+        match result {
+            Ok(()) => Ok(()),
+            // The peer asked for the verdict and got it: it may go on.
+            Err(_) if kept && header.needs_reply() => Ok(()),
+            Err(error) => Err(ConnectionError::Request {
+                request: header.request,
+                error,
+            }),
+        }
+    }
+
+    /// `VHOST_USER_NET_SET_MTU`, which the `vhost` crate does not know.
+    fn set_mtu(&mut self, header: Header) -> Result<(), ConnectionError> {
+        let mut message = [0u8; HEADER + 8];
+        let (taken, _) = rustix::net::recv(&self.stream, &mut message, RecvFlags::DONTWAIT)?;
+        if header.size != 8 || taken != message.len() {
+            return Err(ConnectionError::Partial);
+        }
+        let mut value = [0u8; 8];
+        value.copy_from_slice(&message[HEADER..]);
+        let mtu = u64::from_ne_bytes(value);
+        let mut handler = self.handler.lock().unwrap_or_else(PoisonError::into_inner);
+        let accepted = handler.set_mtu(mtu).map_err(|error| ConnectionError::Request {
+            request: header.request,
+            error,
+        })?;
+        let wants_reply = header.needs_reply() && handler.replies();
+        drop(handler);
+        if wants_reply {
+            let mut reply = Vec::with_capacity(message.len());
+            for word in [header.request, VERSION | FLAG_REPLY, 8] {
+                reply.extend(word.to_ne_bytes());
+            }
+            reply.extend(u64::from(!accepted).to_ne_bytes());
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            let sent = rustix::net::send(&self.stream, &reply, flags)?;
+            if sent != reply.len() {
+                return Err(ConnectionError::NotReading);
+            }
+        } else if !accepted {
+            return Err(ConnectionError::Mtu(mtu));
+        }
+        Ok(())
+    }
+
+    /// Wait until a whole message is there and a reply would find room.
+    fn next(&self, stop: &OwnedFd, server: Option<&Server>, greeted: bool) -> Result<Next, ConnectionError> {
+        let deadline = (!greeted).then(|| Instant::now() + self.patience);
+        loop {
+            let limit = deadline.map(|at| timespec(at.saturating_duration_since(Instant::now())));
+            let mut poll = vec![
+                PollFd::new(stop, PollFlags::IN),
+                PollFd::new(&self.stream, PollFlags::IN | PollFlags::RDHUP),
+            ];
+            if let Some(server) = server {
+                poll.push(PollFd::new(server, PollFlags::IN));
+            }
+            match rustix::event::poll(&mut poll, limit.as_ref()) {
+                Ok(0) => return Err(ConnectionError::Silent),
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(errno.into()),
+            }
+            let (stop_now, peer) = (!poll[0].revents().is_empty(), poll[1].revents());
+            let newcomer = poll.get(2).is_some_and(|third| !third.revents().is_empty());
+            if stop_now {
+                return Ok(Next::Stop);
+            }
+            if !peer.is_empty() {
+                break;
+            }
+            // Only now, when the present peer is known to be there: a front-end that reconnects closes first.
+            if let (true, Some(server)) = (newcomer, server) {
+                server.turn_away();
+            }
+        }
+        let deadline = Instant::now() + self.patience;
+        let mut header = None;
+        loop {
+            let hung_up = self.hung_up()?;
+            let there = rustix::io::ioctl_fionread(&self.stream)?;
+            if there == 0 && hung_up {
+                return Ok(Next::Closed);
+            }
+            if header.is_none() && there >= HEADER as u64 {
+                header = Some(self.peek()?);
+            }
+            if let Some(header) = header
+                && there >= HEADER as u64 + u64::from(header.size)
+            {
+                return self.room(stop, header, deadline);
+            }
+            if hung_up {
+                return Err(ConnectionError::Partial);
+            }
+            if Instant::now() >= deadline {
+                return Err(ConnectionError::Partial);
+            }
+            if wait(stop, PollFlags::IN, STEP)? {
+                return Ok(Next::Stop);
+            }
+        }
+    }
+
+    /// The message is whole; wait until its reply would fit.
+    ///
+    /// The kernel calls a socket writable while a quarter of its send buffer is used at most, so a reply of up to
+    /// 4 KiB never waits once that is seen.
+    fn room(&self, stop: &OwnedFd, header: Header, deadline: Instant) -> Result<Next, ConnectionError> {
+        while !wait(&self.stream, PollFlags::OUT, Duration::ZERO)? {
+            if Instant::now() >= deadline {
+                return Err(ConnectionError::NotReading);
+            }
+            if wait(stop, PollFlags::IN, STEP)? {
+                return Ok(Next::Stop);
+            }
+        }
+        Ok(Next::Message(header))
+    }
+
+    fn hung_up(&self) -> Result<bool, ConnectionError> {
+        let mut poll = [PollFd::new(&self.stream, PollFlags::RDHUP)];
+        rustix::event::poll(&mut poll, Some(&timespec(Duration::ZERO)))?;
+        Ok(!poll[0].revents().is_empty())
+    }
+
+    /// Look at the header of the message that is next, and at what comes with it, without taking it.
+    fn peek(&self) -> Result<Header, ConnectionError> {
+        let mut bytes = [0u8; HEADER];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_ATTACHED_FD_ENTRIES))];
+        // Descriptors are duplicated by the look and closed again when this goes out of scope.
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let seen = rustix::net::recvmsg(
+            &self.stream,
+            &mut [IoSliceMut::new(&mut bytes)],
+            &mut control,
+            flags,
+        )?;
+        if seen.flags.contains(ReturnFlags::CTRUNC) {
+            return Err(ConnectionError::TooManyFds);
+        }
+        if seen.bytes != HEADER {
+            // Descriptors in the middle of a header end the look: no front-end sends that.
+            return Err(ConnectionError::Partial);
+        }
+        let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let header = Header {
+            request: word(0),
+            flags: word(4),
+            size: word(8),
+        };
+        let known = FrontendReq::try_from(header.request).is_ok();
+        let version = header.flags & !FLAG_NEED_REPLY == VERSION;
+        if !known || !version || header.size as usize > MAX_MSG_SIZE {
+            return Err(ConnectionError::Header {
+                request: header.request,
+                flags: header.flags,
+                size: header.size,
+            });
+        }
+        Ok(header)
+    }
+}
+
+/// Wait for `events` on one descriptor; false when `time` passes first.
+fn wait(fd: impl std::os::fd::AsFd, events: PollFlags, time: Duration) -> Result<bool, ConnectionError> {
+    let mut poll = [PollFd::new(&fd, events)];
+    match rustix::event::poll(&mut poll, Some(&timespec(time))) {
+        Ok(_) => Ok(!poll[0].revents().is_empty()),
+        Err(Errno::INTR) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}

@@ -1,0 +1,467 @@
+//! The requests of one front-end, and what they do to its device.
+//!
+//! A ring starts when its size, addresses and kick are known and its memory is mapped; it does not wait for the
+//! first kick, because a front-end that reconnects after its driver filled the ring may have none to give. It
+//! stops with `GET_VRING_BASE`, after which it needs a new kick to start again.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
+    VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+use virtio::features as f;
+use virtio::memory::{MAX_REGIONS, MemoryMap, Region};
+use virtio::split::device::DeviceQueue;
+
+use super::Shared;
+use super::rings::{Addresses, Kicking, RingState};
+use crate::config::PortConfig;
+use crate::eventfd::{Call, Kick};
+use crate::plane::{DevicePlane, Ring};
+
+/// Protocol features offered; the `vhost` crate adds `REPLY_ACK`, which it implements.
+const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
+    .union(VhostUserProtocolFeatures::REPLY_ACK)
+    .union(VhostUserProtocolFeatures::MTU)
+    .union(VhostUserProtocolFeatures::CONFIG)
+    .union(VhostUserProtocolFeatures::RESET_DEVICE)
+    .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
+
+/// A request refused, in words.
+fn refused(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::ReqHandlerError(io::Error::other(why))
+}
+
+/// The device as one front-end sees it.
+pub(super) struct Handler {
+    port: Arc<PortConfig>,
+    plane: Arc<dyn DevicePlane>,
+    shared: Arc<Shared>,
+    features: u64,
+    protocol: u64,
+    memory: Option<Arc<MemoryMap>>,
+    rings: Vec<RingState>,
+    /// The request just refused leaves nothing behind: a front-end that is told may stay.
+    pub(super) keep: bool,
+}
+
+impl Handler {
+    pub(super) fn new(port: Arc<PortConfig>, plane: Arc<dyn DevicePlane>, shared: Arc<Shared>) -> Self {
+        let rings = (0..port.vrings()).map(|_| RingState::default()).collect();
+        Self {
+            port,
+            plane,
+            shared,
+            features: 0,
+            protocol: 0,
+            memory: None,
+            rings,
+            keep: false,
+        }
+    }
+
+    /// Whether the front-end negotiated replies to any request.
+    pub(super) fn replies(&self) -> bool {
+        self.protocol & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
+    }
+
+    /// `NET_SET_MTU`: whether the value is one the device can have.
+    pub(super) fn set_mtu(&mut self, mtu: u64) -> Result<bool> {
+        if self.protocol & VhostUserProtocolFeatures::MTU.bits() == 0 {
+            return Err(Error::InactiveOperation(VhostUserProtocolFeatures::MTU));
+        }
+        let accepted = self.port.accepts_mtu(mtu);
+        if accepted.is_some() {
+            self.shared.status().mtu = accepted;
+        }
+        Ok(accepted.is_some())
+    }
+
+    fn index(&self, index: u32) -> Result<(u16, usize)> {
+        u16::try_from(index)
+            .ok()
+            .filter(|index| *index < self.port.vrings())
+            .map_or_else(
+                || {
+                    let pairs = self.port.queue_pairs;
+                    Err(refused(format!(
+                        "virtqueue {index}: the device has {pairs} queue pairs; use no more"
+                    )))
+                },
+                |index| Ok((index, usize::from(index))),
+            )
+    }
+
+    /// A ring whose parameters may be changed.
+    fn stopped_ring(&mut self, index: u32) -> Result<&mut RingState> {
+        let (_, at) = self.index(index)?;
+        let ring = &mut self.rings[at];
+        if ring.running {
+            return Err(refused(format!(
+                "virtqueue {index} runs; stop it first (GET_VRING_BASE)"
+            )));
+        }
+        Ok(ring)
+    }
+
+    fn publish_status(&self) {
+        let bits = |of: fn(&RingState) -> bool| {
+            self.rings
+                .iter()
+                .enumerate()
+                .fold(0, |bits, (at, ring)| bits | u32::from(of(ring)) << at)
+        };
+        let mut status = self.shared.status();
+        status.features = self.features;
+        status.started_rings = bits(|ring| ring.running);
+        status.enabled_rings = bits(|ring| ring.enabled);
+        status.regions = self.memory.as_ref().map_or(0, |memory| memory.regions().len());
+    }
+
+    /// Start the ring if nothing is missing.
+    fn try_start(&mut self, index: u16) -> Result<()> {
+        let ring = &mut self.rings[usize::from(index)];
+        let Some(memory) = &self.memory else { return Ok(()) };
+        let Some(mut config) = ring.config(memory) else {
+            return Ok(());
+        };
+        if self.features & f::VERSION_1 == 0 {
+            return Err(refused(
+                "the driver did not accept VERSION_1; this device serves modern drivers only",
+            ));
+        }
+        config.event_idx = self.features & f::RING_F_EVENT_IDX != 0;
+        config.indirect = self.features & f::RING_F_INDIRECT_DESC != 0;
+        let queue = DeviceQueue::new(Arc::clone(memory), &config).map_err(refused)?;
+        let kick = match std::mem::take(&mut ring.kick) {
+            Kicking::Fd(kick) => Some(kick),
+            Kicking::Never | Kicking::Unknown => None,
+        };
+        let again = |call: &Option<Call>| call.as_ref().map(Call::try_clone).transpose();
+        let call = again(&ring.call).map_err(Error::ReqHandlerError)?;
+        let err = again(&ring.err).map_err(Error::ReqHandlerError)?;
+        let started = Ring {
+            queue,
+            kick,
+            call,
+            err,
+            enabled: ring.enabled,
+        };
+        // The device before us may have died between using buffers and saying so.
+        started.notify();
+        ring.running = true;
+        self.plane.ring_started(index, started);
+        self.publish_status();
+        Ok(())
+    }
+
+    fn start_all(&mut self) -> Result<()> {
+        (0..self.port.vrings()).try_for_each(|index| self.try_start(index))
+    }
+
+    fn stop(&mut self, index: u16) {
+        let ring = &mut self.rings[usize::from(index)];
+        if std::mem::take(&mut ring.running) {
+            ring.base = self.plane.ring_stopped(index);
+        }
+        // Kicks that are still on their way must not start it again.
+        ring.kick = Kicking::Unknown;
+    }
+
+    fn enable(&mut self, index: u16, enabled: bool) {
+        let ring = &mut self.rings[usize::from(index)];
+        if std::mem::replace(&mut ring.enabled, enabled) != enabled && ring.running {
+            self.plane.ring_enabled(index, enabled);
+        }
+    }
+
+    fn enable_all(&mut self, enabled: bool) {
+        (0..self.port.vrings()).for_each(|index| self.enable(index, enabled));
+        self.publish_status();
+    }
+
+    /// Move everything to another memory map; the old one is unused afterwards.
+    fn change_memory(&mut self, memory: MemoryMap) -> Result<()> {
+        let memory = Arc::new(memory);
+        self.plane.memory_changed(&memory).map_err(refused)?;
+        self.memory = Some(memory);
+        self.start_all()?;
+        self.publish_status();
+        Ok(())
+    }
+
+    fn vring_fd<T, E>(
+        &mut self,
+        index: u8,
+        fd: Option<File>,
+        make: impl Fn(File) -> std::result::Result<T, E>,
+    ) -> Result<(u16, Option<T>)>
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        let (index, _) = self.index(u32::from(index))?;
+        Ok((index, fd.map(make).transpose().map_err(refused)?))
+    }
+}
+
+fn map(region: &VhostUserMemoryRegion, file: &File) -> Result<Arc<Region>> {
+    let VhostUserMemoryRegion {
+        guest_phys_addr,
+        memory_size,
+        user_addr,
+        mmap_offset,
+    } = *region;
+    Region::map(file.as_fd(), mmap_offset, guest_phys_addr, user_addr, memory_size).map_err(refused)
+}
+
+impl VhostUserBackendReqHandlerMut for Handler {
+    fn set_owner(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Deprecated; some front-ends use it to disable all rings.
+    fn reset_owner(&mut self) -> Result<()> {
+        self.enable_all(false);
+        Ok(())
+    }
+
+    /// All rings stopped and disabled, everything about them forgotten; the connection and the memory stay.
+    fn reset_device(&mut self) -> Result<()> {
+        (0..self.port.vrings()).for_each(|index| self.stop(index));
+        self.rings.fill_with(RingState::default);
+        self.features = 0;
+        self.publish_status();
+        Ok(())
+    }
+
+    fn get_features(&mut self) -> Result<u64> {
+        Ok(self.port.offered())
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<()> {
+        let unknown = features & !self.port.offered();
+        if unknown != 0 {
+            return Err(refused(format!(
+                "feature bits {unknown:#x} were not offered; acknowledge offered ones"
+            )));
+        }
+        if features != self.features {
+            if self.rings.iter().any(|ring| ring.running) {
+                return Err(refused("features cannot change while rings run; stop them first"));
+            }
+            self.features = features;
+            self.plane.features_acked(features);
+        }
+        if features & f::VHOST_USER_F_PROTOCOL_FEATURES == 0 {
+            self.enable_all(true);
+        }
+        self.publish_status();
+        Ok(())
+    }
+
+    fn set_mem_table(
+        &mut self,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<Vec<u64>>> {
+        let mapped = regions.iter().zip(&files).map(|(region, file)| map(region, file));
+        let memory = MemoryMap::new(mapped.collect::<Result<_>>()?).map_err(refused)?;
+        self.change_memory(memory)?;
+        Ok(None)
+    }
+
+    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
+        let size = u16::try_from(num)
+            .ok()
+            .filter(|size| size.is_power_of_two() && *size <= 32768);
+        let ring = self.stopped_ring(index)?;
+        ring.size = Some(size.ok_or_else(|| {
+            refused(format!(
+                "virtqueue {index} of {num} entries: use a power of two up to 32768"
+            ))
+        })?);
+        self.try_start(u16::try_from(index).unwrap_or(0))
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        index: u32,
+        flags: VhostUserVringAddrFlags,
+        desc: u64,
+        used: u64,
+        avail: u64,
+        _log: u64,
+    ) -> Result<()> {
+        if !flags.is_empty() {
+            return Err(refused("logging of a ring was not offered"));
+        }
+        self.stopped_ring(index)?.addresses = Some(Addresses { desc, avail, used });
+        self.try_start(u16::try_from(index).unwrap_or(0))
+    }
+
+    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        // Bits above the index belong to packed rings, which are not offered.
+        self.stopped_ring(index)?.base = u16::try_from(base & 0xffff).unwrap_or(0);
+        Ok(())
+    }
+
+    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        let (at, ring) = self.index(index)?;
+        self.stop(at);
+        self.publish_status();
+        Ok(VhostUserVringState::new(index, u32::from(self.rings[ring].base)))
+    }
+
+    fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let (at, kick) = self.vring_fd(index, fd, Kick::new)?;
+        self.stopped_ring(u32::from(index))?.kick = kick.map_or(Kicking::Never, Kicking::Fd);
+        self.try_start(at)
+    }
+
+    fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let (at, call) = self.vring_fd(index, fd, Call::new)?;
+        let ring = &mut self.rings[usize::from(at)];
+        if ring.running {
+            // What was signalled on the old one may not have been heard.
+            if let Some(call) = &call {
+                call.signal();
+            }
+            let again = call
+                .as_ref()
+                .map(Call::try_clone)
+                .transpose()
+                .map_err(Error::ReqHandlerError)?;
+            self.plane.call_changed(at, again);
+        }
+        ring.call = call;
+        Ok(())
+    }
+
+    fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let (at, err) = self.vring_fd(index, fd, Call::new)?;
+        self.rings[usize::from(at)].err = err;
+        Ok(())
+    }
+
+    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        Ok(PROTOCOL_FEATURES)
+    }
+
+    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
+        let unknown = features & !PROTOCOL_FEATURES.bits();
+        if unknown != 0 {
+            return Err(refused(format!(
+                "protocol feature bits {unknown:#x} were not offered"
+            )));
+        }
+        self.protocol = features;
+        Ok(())
+    }
+
+    /// Virtqueues, not pairs: front-ends that mean pairs ask for half as many, so both kinds get what they need.
+    fn get_queue_num(&mut self) -> Result<u64> {
+        Ok(u64::from(self.port.vrings()))
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        let (index, _) = self.index(index)?;
+        self.enable(index, enable);
+        self.publish_status();
+        Ok(())
+    }
+
+    fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        // The crate has checked that the window ends within 4 KiB.
+        Ok(self
+            .port
+            .config_space(self.shared.link_up(), offset as usize, size as usize))
+    }
+
+    fn set_config(&mut self, _offset: u32, _buf: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
+        self.keep = true;
+        Err(refused(
+            "the configuration space of a modern virtio-net device is read-only",
+        ))
+    }
+
+    fn get_max_mem_slots(&mut self) -> Result<u64> {
+        Ok(MAX_REGIONS as u64)
+    }
+
+    fn add_mem_region(
+        &mut self,
+        region: &VhostUserSingleMemoryRegion,
+        fd: File,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<u64>> {
+        let region = map(region, &fd)?;
+        let memory = match &self.memory {
+            Some(memory) => memory.with_region(region),
+            None => MemoryMap::new(vec![region]),
+        };
+        self.change_memory(memory.map_err(refused)?)?;
+        Ok(None)
+    }
+
+    fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
+        let VhostUserMemoryRegion {
+            guest_phys_addr,
+            memory_size,
+            user_addr,
+            ..
+        } = **region;
+        let Some(memory) = &self.memory else {
+            return Err(refused("there is no memory to remove a region from"));
+        };
+        let memory = memory
+            .without_region(guest_phys_addr, user_addr, memory_size)
+            .map_err(refused)?;
+        self.change_memory(memory)
+    }
+
+    // What follows belongs to protocol features that are not offered; the crate refuses most of it by itself.
+
+    fn set_gpu_socket(&mut self, _gpu: GpuBackend) -> Result<()> {
+        Err(Error::InvalidMessage)
+    }
+
+    fn get_shared_object(&mut self, _uuid: VhostUserSharedMsg) -> Result<File> {
+        Err(Error::InvalidMessage)
+    }
+
+    fn get_inflight_fd(&mut self, _inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        Err(Error::InvalidMessage)
+    }
+
+    fn set_inflight_fd(&mut self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
+        Err(Error::InvalidMessage)
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        _fd: File,
+    ) -> Result<Option<File>> {
+        Err(Error::InvalidMessage)
+    }
+
+    fn check_device_state(&mut self) -> Result<()> {
+        Err(Error::InvalidMessage)
+    }
+
+    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
+        Err(Error::InvalidMessage)
+    }
+
+    fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> Result<()> {
+        Err(Error::InvalidMessage)
+    }
+}

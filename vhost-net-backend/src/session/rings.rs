@@ -1,0 +1,67 @@
+//! The state of one ring while its front-end puts it together, runs it and stops it.
+
+use virtio::memory::MemoryMap;
+use virtio::split::QueueConfig;
+
+use crate::eventfd::{Call, Kick};
+
+/// How the driver tells about new buffers.
+#[derive(Debug, Default)]
+pub(super) enum Kicking {
+    /// The front-end has not said: the ring stays stopped.
+    #[default]
+    Unknown,
+    /// Not at all: the ring is polled.
+    Never,
+    /// With this eventfd.
+    Fd(Kick),
+}
+
+/// The three parts of a ring, at the front-end's addresses.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Addresses {
+    pub(super) desc: u64,
+    pub(super) avail: u64,
+    pub(super) used: u64,
+}
+
+/// One ring.
+#[derive(Debug, Default)]
+pub(super) struct RingState {
+    pub(super) size: Option<u16>,
+    pub(super) addresses: Option<Addresses>,
+    /// Where the device goes on in the available ring.
+    pub(super) base: u16,
+    pub(super) kick: Kicking,
+    pub(super) call: Option<Call>,
+    pub(super) err: Option<Call>,
+    pub(super) enabled: bool,
+    pub(super) running: bool,
+}
+
+impl RingState {
+    /// The queue's parameters, once the front-end has given all that a ring needs to run.
+    pub(super) fn config(&self, memory: &MemoryMap) -> Option<QueueConfig> {
+        if self.running || matches!(self.kick, Kicking::Unknown) {
+            return None;
+        }
+        let (size, at) = (self.size?, self.addresses?);
+        Some(QueueConfig {
+            size,
+            desc: at.desc,
+            avail: at.avail,
+            used: at.used,
+            next_avail: self.base,
+            used_idx: used_idx(memory, at.used).unwrap_or(self.base),
+            ..QueueConfig::default()
+        })
+    }
+}
+
+/// The used index as the last device left it: the driver goes on from there, whatever was in flight when that
+/// device died.
+fn used_idx(memory: &MemoryMap, used: u64) -> Option<u16> {
+    let mut index = [0u8; 2];
+    memory.user_slice(used.checked_add(2)?, 2)?.read_to(0, &mut index);
+    Some(u16::from_le_bytes(index))
+}
