@@ -3,5 +3,6 @@
 
 pub mod bin;
 pub mod deadline;
+pub mod markdown;
 pub mod switch;
 pub mod testpmd;

@@ -11,7 +11,10 @@ const LIMIT: Duration = Duration::from_secs(30);
 const FRAMES: u64 = 20_000;
 
 fn loop_through_the_switch(options: &str) {
-    assert!(testpmd::is_installed(), "dpdk-testpmd is missing: run scripts/deps.sh test");
+    assert!(
+        testpmd::is_installed(),
+        "dpdk-testpmd is missing: run scripts/deps.sh test"
+    );
     let switch = Switch::up("br0", &[]);
     let sockets = [switch.add_port("p0", 1), switch.add_port("p1", 1)];
     let mut testpmd = Testpmd::start(
@@ -39,7 +42,10 @@ fn loop_through_the_switch(options: &str) {
     assert_eq!(entries.len(), 2, "{fdb}");
     for (index, name) in ["p0", "p1"].into_iter().enumerate() {
         let counters = switch.port(name)["counters"].clone();
-        assert_eq!(counters["rx_frames"], end[index].tx_packets, "{name} in: {counters}");
+        assert_eq!(
+            counters["rx_frames"], end[index].tx_packets,
+            "{name} in: {counters}"
+        );
         assert!(
             counters["tx_frames"].as_u64() >= Some(end[index].rx_packets),
             "{name} out: {counters}"
