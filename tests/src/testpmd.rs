@@ -40,8 +40,8 @@ impl Testpmd {
     pub fn start(dir: &Path, sockets: &[PathBuf], options: &str, args: &[&str]) -> Self {
         let mut command = Command::new(PROGRAM);
         command
-            // Both logical cores float, so that the tests run on any number of processors.
-            .args(["--lcores", "0,1@(0-1)", "--no-huge", "-m", "256", "--no-pci"])
+            // The prompt's core and the forwarding core share processor 0, and leave the others to what is tested.
+            .args(["--lcores", "0@0,1@0", "--no-huge", "-m", "256", "--no-pci"])
             .args(["--no-telemetry", "--file-prefix", &unique_prefix()])
             .env("XDG_RUNTIME_DIR", dir);
         for (index, socket) in sockets.iter().enumerate() {
