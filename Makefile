@@ -3,8 +3,7 @@ PREFIX ?= /usr/local
 BINS := vswitch vhost-net-backend vmm lab sriov
 CARGO ?= cargo
 # The agent runs as the only user-space program of a guest that has no C library, so it is linked statically.
-AGENT = $(CARGO) rustc -p netyard-agent --bin netyard-agent
-STATIC = -- -C target-feature=+crt-static
+AGENT = $(CARGO) rustc --profile guest -p netyard-agent --bin netyard-agent -- -C target-feature=+crt-static
 
 .PHONY: help demo build release test unit e2e lint bench docs install clean
 
@@ -22,12 +21,12 @@ demo: release
 
 build:
 	@scripts/deps.sh build
-	$(AGENT) $(STATIC)
+	$(AGENT)
 	$(CARGO) build --workspace --bins --exclude netyard-agent
 
 release:
 	@scripts/deps.sh build
-	$(AGENT) --release $(STATIC)
+	$(AGENT)
 	$(CARGO) build --release $(BINS:%=--bin %)
 
 test: unit e2e
@@ -62,7 +61,7 @@ docs:
 install: release
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/netyard $(DESTDIR)$(PREFIX)/share/netyard/labs
 	install -m 0755 $(BINS:%=target/release/%) $(DESTDIR)$(PREFIX)/bin
-	install -m 0755 target/release/netyard-agent $(DESTDIR)$(PREFIX)/libexec/netyard
+	install -m 0755 target/guest/netyard-agent $(DESTDIR)$(PREFIX)/libexec/netyard
 	install -m 0644 topologies/labs/*.lab.yaml $(DESTDIR)$(PREFIX)/share/netyard/labs
 
 clean:

@@ -7,11 +7,14 @@
 //! - [`memory`]: regions of shared memory and the map that translates guest addresses;
 //! - [`split`]: split virtqueues: [`split::device::DeviceQueue`] and [`split::driver::DriverQueue`];
 //! - [`burst`]: the reusable buffer that a device end pops chains into;
-//! - [`net`], [`features`]: the virtio-net header and the feature bits.
+//! - [`net`], [`features`]: the virtio-net header and the feature bits;
+//! - [`checksum`], [`segment`]: completing checksums and segmenting super-frames for receivers that lack the offloads.
 
 pub mod burst;
+pub mod checksum;
 pub mod desc;
 pub mod features;
 pub mod memory;
 pub mod net;
+pub mod segment;
 pub mod split;

@@ -1,14 +1,19 @@
 //! Guest memory: mapped regions, and the map that turns guest addresses into bounds-checked views.
 
+mod cursor;
+pub mod guard;
 mod region;
 mod slice;
+mod vectored;
 
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+pub use cursor::Cursor;
 pub use region::{Region, SharedMemory};
 pub(crate) use slice::prefetch;
 pub use slice::{GuestSlice, chain_len, copy_chain, read_chain, write_chain};
+pub use vectored::{read_vectored, write_vectored};
 
 /// The most regions a map may have (what the `vhost` crate offers as memory slots).
 pub const MAX_REGIONS: usize = 509;
@@ -55,6 +60,11 @@ pub enum MemoryError {
         /// Guest address asked for.
         guest_addr: u64,
     },
+    /// The guard has no room for another mapping.
+    #[error(
+        "memory region refused: {0} regions are mapped already; remove ports or use fewer, larger regions"
+    )]
+    TooManyMappings(usize),
     /// The kernel refused.
     #[error("memory region refused by the kernel: {0}; check limits on memory and mappings")]
     Os(#[from] rustix::io::Errno),
@@ -146,6 +156,11 @@ impl MemoryMap {
     /// The regions, sorted by guest address.
     pub fn regions(&self) -> &[Arc<Region>] {
         &self.regions
+    }
+
+    /// True once pages of a region were taken away under a reader (see [`guard`]): whoever owns the map should give it up.
+    pub fn is_poisoned(&self) -> bool {
+        self.regions.iter().any(|r| r.is_poisoned())
     }
 
     /// The `len` bytes at guest address `gpa`, when they are wholly inside one region.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
-use super::{GuestSlice, MemoryError};
+use super::{GuestSlice, MemoryError, guard};
 
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
@@ -24,6 +24,7 @@ pub struct Region {
     guest_addr: u64,
     user_addr: u64,
     sealed: bool,
+    guard: guard::Registration,
 }
 
 // SAFETY: the mapping belongs to the value and not to a thread; all access is by raw copies (see `GuestSlice`) or atomics.
@@ -94,15 +95,24 @@ impl Region {
         }
         // SAFETY: delta < map_len.
         let ptr = unsafe { base.add(delta_bytes) };
-        Ok(Arc::new(Self {
-            base,
-            map_len,
-            ptr,
-            len: region_len,
-            guest_addr,
-            user_addr,
-            sealed,
-        }))
+        let page = usize::try_from(page).map_err(|_| MemoryError::Wraps)?;
+        match guard::register(base.addr().get(), map_len, page) {
+            Ok(guard) => Ok(Arc::new(Self {
+                base,
+                map_len,
+                ptr,
+                len: region_len,
+                guest_addr,
+                user_addr,
+                sealed,
+                guard,
+            })),
+            Err(e) => {
+                // SAFETY: the mapping was made above and nobody knows of it.
+                let _ = unsafe { rustix::mm::munmap(base.as_ptr().cast(), map_len) };
+                Err(e)
+            }
+        }
     }
 
     /// Where the guest sees the region.
@@ -130,6 +140,11 @@ impl Region {
         self.sealed
     }
 
+    /// True once a page of the region was taken away under a reader and replaced: its contents mean nothing any more.
+    pub fn is_poisoned(&self) -> bool {
+        self.guard.is_poisoned()
+    }
+
     /// The whole region.
     pub fn slice(&self) -> GuestSlice<'_> {
         // SAFETY: the region is mapped as long as `self` lives, and nobody makes references into it.
@@ -143,6 +158,8 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
+        // Before the addresses can be taken by another mapping.
+        self.guard.clear();
         // SAFETY: the mapping was made by `map`, and every view of it borrowed from this value.
         let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.map_len) };
     }

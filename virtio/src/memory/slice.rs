@@ -6,6 +6,8 @@
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
+use super::Cursor;
+
 /// A (pointer, length) pair inside one mapped region, valid as long as what it was borrowed from keeps the mapping.
 #[derive(Debug, Clone, Copy)]
 pub struct GuestSlice<'m> {
@@ -141,19 +143,7 @@ pub fn read_chain(src: &[GuestSlice<'_>], off: usize, dst: &mut [u8]) -> usize {
     {
         return first.read_to(off, dst);
     }
-    let (mut skip, mut done) = (off, 0);
-    for segment in src {
-        if skip >= segment.len() {
-            skip -= segment.len();
-            continue;
-        }
-        done += segment.read_to(skip, &mut dst[done..]);
-        skip = 0;
-        if done == dst.len() {
-            break;
-        }
-    }
-    done
+    Cursor::new(src, off).read(dst)
 }
 
 /// Copies `src` to offset `off` of the list on; returns how many bytes had room.
@@ -164,19 +154,7 @@ pub fn write_chain(dst: &[GuestSlice<'_>], off: usize, src: &[u8]) -> usize {
     {
         return first.write_from(off, src);
     }
-    let (mut skip, mut done) = (off, 0);
-    for segment in dst {
-        if skip >= segment.len() {
-            skip -= segment.len();
-            continue;
-        }
-        done += segment.write_from(skip, &src[done..]);
-        skip = 0;
-        if done == src.len() {
-            break;
-        }
-    }
-    done
+    Cursor::new(dst, off).write(src)
 }
 
 /// Copies `len` bytes from offset `src_off` of one list to offset `dst_off` of another; returns how many both lists held.
@@ -204,35 +182,5 @@ fn copy_pieces(
     dst_off: usize,
     len: usize,
 ) -> usize {
-    let (Some((mut si, mut so)), Some((mut di, mut d_o))) = (seek(src, src_off), seek(dst, dst_off)) else {
-        return 0;
-    };
-    let mut done = 0;
-    while done < len && si < src.len() && di < dst.len() {
-        let n = src[si].skip(so).copy_to(dst[di].skip(d_o), len - done);
-        done += n;
-        so += n;
-        d_o += n;
-        if so == src[si].len() {
-            si += 1;
-            so = 0;
-        }
-        if d_o == dst[di].len() {
-            di += 1;
-            d_o = 0;
-        }
-    }
-    done
-}
-
-/// The segment and the offset in it that byte `off` of the list is in.
-fn seek(list: &[GuestSlice<'_>], off: usize) -> Option<(usize, usize)> {
-    let mut left = off;
-    for (i, segment) in list.iter().enumerate() {
-        if left < segment.len() {
-            return Some((i, left));
-        }
-        left -= segment.len();
-    }
-    None
+    Cursor::new(src, src_off).copy_to(&mut Cursor::new(dst, dst_off), len)
 }

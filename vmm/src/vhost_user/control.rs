@@ -1,0 +1,290 @@
+//! The control queue. It ends here: the back-end knows only which of its rings are enabled.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use rustix::event::{PollFd, PollFlags};
+use tracing::warn;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::features;
+use super::shared::Shared;
+use crate::fd::borrow;
+use crate::virtio::device::{ActivateError, ActiveQueue, QueueIrq};
+
+/// Classes and commands, from the standard's section on the control virtqueue.
+const CLASS_ANNOUNCE: u8 = 3;
+const ANNOUNCE_ACK: u8 = 0;
+const CLASS_MQ: u8 = 4;
+const MQ_VQ_PAIRS_SET: u8 = 0;
+
+/// The device's answers.
+const OK: u8 = 0;
+const ERR: u8 = 1;
+
+/// Class, command and the longest argument that any known command takes. Longer ones are cut off: their
+/// commands are refused whatever follows.
+const REQUEST_LEN: usize = 4;
+
+/// What the guest asks for, decided on a copy of its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Request {
+    SetPairs(u16),
+    AnnounceAck,
+    Refused,
+}
+
+impl Request {
+    fn parse(request: &[u8], acked: u64, max_pairs: u16) -> Self {
+        match *request {
+            [CLASS_MQ, MQ_VQ_PAIRS_SET, low, high] if acked & features::MQ != 0 => {
+                match u16::from_le_bytes([low, high]) {
+                    pairs if (1..=max_pairs).contains(&pairs) => Self::SetPairs(pairs),
+                    _ => Self::Refused,
+                }
+            }
+            [CLASS_ANNOUNCE, ANNOUNCE_ACK, ..] if acked & features::GUEST_ANNOUNCE != 0 => Self::AnnounceAck,
+            _ => Self::Refused,
+        }
+    }
+}
+
+/// The thread that serves the control queue between `DRIVER_OK` and reset.
+#[derive(Debug)]
+pub(super) struct ControlQueue {
+    stop: Arc<Stop>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Stop {
+    requested: AtomicBool,
+    wake: EventFd,
+}
+
+struct Worker {
+    name: String,
+    queue: Queue,
+    mem: Arc<GuestMemoryMmap>,
+    kick: EventFd,
+    irq: QueueIrq,
+    stop: Arc<Stop>,
+    shared: Arc<Shared>,
+    acked: u64,
+    max_pairs: u16,
+}
+
+impl ControlQueue {
+    pub(super) fn start(
+        name: &str,
+        queue: ActiveQueue,
+        mem: Arc<GuestMemoryMmap>,
+        acked: u64,
+        max_pairs: u16,
+        shared: Arc<Shared>,
+    ) -> Result<Self, ActivateError> {
+        let stop = Arc::new(Stop {
+            requested: AtomicBool::new(false),
+            wake: EventFd::new(EFD_NONBLOCK)?,
+        });
+        let worker = Worker {
+            name: name.to_owned(),
+            queue: split_queue(&queue, acked & features::EVENT_IDX != 0)?,
+            mem,
+            kick: queue.kick,
+            irq: queue.irq,
+            stop: Arc::clone(&stop),
+            shared,
+            acked,
+            max_pairs,
+        };
+        let thread = std::thread::Builder::new()
+            .name(format!("{name}-ctrl"))
+            .spawn(move || worker.run())?;
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for ControlQueue {
+    fn drop(&mut self) {
+        self.stop.requested.store(true, Ordering::Release);
+        // A fresh eventfd has room for one.
+        let _ = self.stop.wake.write(1);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Worker {
+    fn run(mut self) {
+        while !self.stopping() {
+            match self.serve() {
+                Ok(true) => {}
+                Ok(false) => {
+                    if let Err(e) = self.sleep() {
+                        warn!("{}: control queue: {e}", self.name);
+                        return;
+                    }
+                }
+                Err(e) => {
+                    warn!(
+                        "{}: the guest broke its control queue: {e}; its driver has to be reset",
+                        self.name
+                    );
+                    return;
+                }
+            }
+        }
+    }
+
+    fn stopping(&self) -> bool {
+        self.stop.requested.load(Ordering::Acquire)
+    }
+
+    fn sleep(&self) -> io::Result<()> {
+        let mut fds = [
+            PollFd::from_borrowed_fd(borrow(&self.kick), PollFlags::IN),
+            PollFd::from_borrowed_fd(borrow(&self.stop.wake), PollFlags::IN),
+        ];
+        match rustix::event::poll(&mut fds, None) {
+            Err(e) if e != rustix::io::Errno::INTR => return Err(e.into()),
+            _ => {}
+        }
+        // Read to rearm it; the ring says what there is to do.
+        let _ = self.kick.read();
+        Ok(())
+    }
+
+    /// Answers what is in the queue, one queue's worth at most; true if there may be more.
+    fn serve(&mut self) -> Result<bool, virtio_queue::Error> {
+        let mem = Arc::clone(&self.mem);
+        self.queue.disable_notification(&*mem)?;
+        let mut done = 0;
+        while done < self.queue.size() && !self.stopping() {
+            let Some(chain) = self.queue.iter(&*mem)?.next() else {
+                break;
+            };
+            let head = chain.head_index();
+            let mut request = [0; REQUEST_LEN];
+            let mut filled = 0;
+            let mut ack = None;
+            for descriptor in chain {
+                if descriptor.is_write_only() {
+                    if descriptor.len() > 0 {
+                        ack = Some(descriptor.addr());
+                        break;
+                    }
+                } else if filled < REQUEST_LEN {
+                    let len = (REQUEST_LEN - filled).min(descriptor.len() as usize);
+                    match mem.read_slice(&mut request[filled..filled + len], descriptor.addr()) {
+                        Ok(()) => filled += len,
+                        Err(_) => break,
+                    }
+                }
+            }
+            let written = self.answer(&mem, &request[..filled], ack);
+            self.queue.add_used(&*mem, head, written)?;
+            done += 1;
+        }
+        if done > 0 && self.queue.needs_notification(&*mem)? {
+            self.irq.notify();
+        }
+        self.queue.enable_notification(&*mem)
+    }
+
+    /// Does what is asked and acknowledges it. A request without room for an answer is not carried out: its
+    /// sender could not tell.
+    fn answer(&self, mem: &GuestMemoryMmap, request: &[u8], ack: Option<GuestAddress>) -> u32 {
+        let Some(ack) = ack else { return 0 };
+        let status = match Request::parse(request, self.acked, self.max_pairs) {
+            Request::SetPairs(pairs) => {
+                self.shared.set_pairs(pairs);
+                OK
+            }
+            Request::AnnounceAck => {
+                self.shared.announced();
+                OK
+            }
+            Request::Refused => ERR,
+        };
+        u32::from(mem.write_obj(status, ack).is_ok())
+    }
+}
+
+/// The ring as the `virtio-queue` crate serves it.
+fn split_queue(queue: &ActiveQueue, event_idx: bool) -> Result<Queue, ActivateError> {
+    let refused = |ring, addr| ActivateError::RingOutsideMemory {
+        queue: queue.index,
+        ring,
+        addr,
+    };
+    let mut split = Queue::new(queue.size).map_err(|_| ActivateError::MissingQueue(queue.index))?;
+    split
+        .try_set_desc_table_address(GuestAddress(queue.desc))
+        .map_err(|_| refused("descriptor table", queue.desc))?;
+    split
+        .try_set_avail_ring_address(GuestAddress(queue.avail))
+        .map_err(|_| refused("available ring", queue.avail))?;
+    split
+        .try_set_used_ring_address(GuestAddress(queue.used))
+        .map_err(|_| refused("used ring", queue.used))?;
+    split.set_event_idx(event_idx);
+    split.set_ready(true);
+    Ok(split)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: u64 = features::MQ | features::CTRL_VQ | features::GUEST_ANNOUNCE;
+
+    #[test]
+    fn pairs_are_those_that_exist() {
+        for (request, expected) in [
+            ([4, 0, 1, 0], Request::SetPairs(1)),
+            ([4, 0, 4, 0], Request::SetPairs(4)),
+            ([4, 0, 0, 0], Request::Refused),
+            ([4, 0, 5, 0], Request::Refused),
+            ([4, 0, 1, 1], Request::Refused),
+        ] {
+            assert_eq!(Request::parse(&request, ALL, 4), expected, "{request:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_negotiated_is_refused() {
+        assert_eq!(
+            Request::parse(&[4, 0, 1, 0], ALL & !features::MQ, 4),
+            Request::Refused
+        );
+        assert_eq!(Request::parse(&[3, 0], ALL, 4), Request::AnnounceAck);
+        assert_eq!(
+            Request::parse(&[3, 0], ALL & !features::GUEST_ANNOUNCE, 4),
+            Request::Refused
+        );
+    }
+
+    #[test]
+    fn short_and_unknown_requests_are_refused() {
+        for request in [
+            &[][..],
+            &[4],
+            &[4, 0],
+            &[4, 0, 1],
+            &[4, 1, 1, 0],
+            &[0, 0, 1, 0],
+            &[255, 255, 0, 0],
+        ] {
+            assert_eq!(Request::parse(request, ALL, 4), Request::Refused, "{request:?}");
+        }
+    }
+}

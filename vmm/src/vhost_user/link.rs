@@ -1,0 +1,512 @@
+//! One connection to a back-end, from its first message to its last.
+//!
+//! ```text
+//!   open ──► idle ──start──► running ──stop──► idle ──start──► …
+//!              │                │
+//!              └── any error: the connection is dropped, the supervisor makes a new one ──┘
+//! ```
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use vhost::vhost_user::{Error as ProtocolError, Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::config::{CONFIG_LEN, NetConfig};
+use super::features::{self, FeatureNames};
+use super::watchdog::{Deadline, Watchdog};
+use crate::memory::RamRegion;
+
+/// What a `SET_MEM_TABLE` message has room for.
+const TABLE_REGIONS: usize = 8;
+
+/// How long a back-end may take over one step of its life.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// From connection to the answer to the last message of the negotiation.
+    pub negotiate: Duration,
+    /// To take over the guest's memory and rings.
+    pub start: Duration,
+    /// To stop its rings, or to change which are enabled.
+    pub change: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        // Generous: a switch on a busy software CPU maps a guest's memory well within these.
+        Self {
+            negotiate: Duration::from_secs(10),
+            start: Duration::from_secs(10),
+            change: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Why a connection to a back-end is of no use (any more).
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// Nobody listens, or the connection ended before it began.
+    #[error("cannot connect to {}: {source}", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The back-end closed the connection.
+    #[error("the back-end closed the connection")]
+    Closed,
+    /// A request failed.
+    #[error("{request} failed: {source}")]
+    Request {
+        /// The vhost-user message.
+        request: &'static str,
+        /// What the protocol library says.
+        source: vhost::Error,
+    },
+    /// A request was not answered in time.
+    #[error("{request} was not answered within {} s", limit.as_secs_f32())]
+    Timeout {
+        /// The vhost-user message.
+        request: &'static str,
+        /// The time allowed.
+        limit: Duration,
+    },
+    /// The guest uses features that this back-end lacks.
+    #[error(
+        "the back-end lacks features in use by the guest: {0}; start one that has them, or reset the guest"
+    )]
+    MissingFeatures(FeatureNames),
+    /// The guest was told of more queue pairs than this back-end serves.
+    #[error(
+        "the back-end serves {has} queue pairs, the guest was offered {offered}; \
+         give the back-end more queues, or reset the guest"
+    )]
+    MissingPairs {
+        /// Pairs of the back-end.
+        has: u16,
+        /// Pairs offered to the guest.
+        offered: u16,
+    },
+    /// The back-end has room for fewer memory regions than the guest has.
+    #[error("the back-end takes {has} memory regions, the guest has {needed}")]
+    MemorySlots {
+        /// Slots of the back-end.
+        has: u64,
+        /// Regions of the guest.
+        needed: usize,
+    },
+    /// An operating system call of our own failed.
+    #[error("cannot watch the connection: {0}")]
+    Watch(#[source] io::Error),
+}
+
+/// One virtqueue as the back-end is told of it.
+#[derive(Debug)]
+pub(super) struct Vring<'a> {
+    pub(super) index: u16,
+    pub(super) size: u16,
+    /// User-space addresses, as vhost-user wants them.
+    pub(super) desc: u64,
+    pub(super) avail: u64,
+    pub(super) used: u64,
+    /// The next available descriptor that the back-end shall take.
+    pub(super) base: u16,
+    pub(super) kick: &'a EventFd,
+    pub(super) call: &'a EventFd,
+    pub(super) error: &'a EventFd,
+    pub(super) enabled: bool,
+}
+
+/// A negotiated connection.
+#[derive(Debug)]
+pub(super) struct Link {
+    requests: Requests,
+    stream: UnixStream,
+    features: u64,
+    protocol: VhostUserProtocolFeatures,
+    pairs: u16,
+    config: Option<NetConfig>,
+    /// The guest memory that the back-end has.
+    memory: Vec<RamRegion>,
+    started: Vec<u16>,
+    timeouts: Timeouts,
+}
+
+struct Requests(Frontend);
+
+impl std::fmt::Debug for Requests {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Frontend").field(&self.0.as_raw_fd()).finish()
+    }
+}
+
+/// Turns a failed request into an error that says which it was, and whether time ran out over it.
+struct Step<'a> {
+    deadline: &'a Deadline,
+    limit: Duration,
+}
+
+impl Step<'_> {
+    fn check<T>(&self, request: &'static str, result: vhost::Result<T>) -> Result<T, LinkError> {
+        result.map_err(|source| match &source {
+            _ if self.deadline.expired() => LinkError::Timeout {
+                request,
+                limit: self.limit,
+            },
+            vhost::Error::VhostUserProtocol(
+                ProtocolError::PartialMessage | ProtocolError::Disconnected | ProtocolError::SocketBroken(_),
+            ) => LinkError::Closed,
+            _ => LinkError::Request { request, source },
+        })
+    }
+}
+
+impl Link {
+    /// Takes ownership of the back-end and learns what it offers. `pairs` is what the NIC has room for.
+    pub(super) fn open(
+        stream: UnixStream,
+        pairs: u16,
+        watchdog: &Watchdog,
+        timeouts: Timeouts,
+    ) -> Result<Self, LinkError> {
+        let deadline = watchdog
+            .arm(&stream, timeouts.negotiate)
+            .map_err(LinkError::Watch)?;
+        let step = Step {
+            deadline: &deadline,
+            limit: timeouts.negotiate,
+        };
+        let socket = stream.try_clone().map_err(LinkError::Watch)?;
+        let frontend = Frontend::from_stream(socket, u64::from(pairs) * 2);
+
+        step.check("SET_OWNER", frontend.set_owner())?;
+        let features = step.check("GET_FEATURES", frontend.get_features())?;
+        if features & features::VERSION_1 == 0 {
+            return Err(LinkError::MissingFeatures(FeatureNames(features::VERSION_1)));
+        }
+        let mut link = Self {
+            requests: Requests(frontend),
+            stream,
+            features,
+            protocol: VhostUserProtocolFeatures::empty(),
+            pairs: 1,
+            config: None,
+            memory: Vec::new(),
+            started: Vec::new(),
+            timeouts,
+        };
+        if features & features::PROTOCOL_FEATURES != 0 {
+            link.negotiate_protocol(&step, pairs)?;
+        }
+        Ok(link)
+    }
+
+    fn negotiate_protocol(&mut self, step: &Step<'_>, pairs: u16) -> Result<(), LinkError> {
+        let frontend = &mut self.requests.0;
+        let known = VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+        let offered = step.check("GET_PROTOCOL_FEATURES", frontend.get_protocol_features())?;
+        self.protocol = offered & known;
+        step.check(
+            "SET_PROTOCOL_FEATURES",
+            frontend.set_protocol_features(self.protocol),
+        )?;
+        if self.protocol.contains(VhostUserProtocolFeatures::MQ) {
+            let queues = step.check("GET_QUEUE_NUM", frontend.get_queue_num())?;
+            self.pairs = u16::try_from(queues / 2).unwrap_or(u16::MAX).clamp(1, pairs);
+        }
+        if self.protocol.contains(VhostUserProtocolFeatures::CONFIG) {
+            self.config = read_config(frontend, step)?;
+        }
+        Ok(())
+    }
+
+    /// The virtio features that the back-end offers, as far as a front-end can use them.
+    pub(super) fn features(&self) -> u64 {
+        let mut features = self.features & features::BACKEND;
+        if self.pairs < 2 {
+            features &= !features::MQ;
+        }
+        if self.mtu().is_none() {
+            features &= !features::MTU;
+        }
+        features
+    }
+
+    /// Queue pairs that the back-end serves, at most what the NIC has room for.
+    pub(super) fn pairs(&self) -> u16 {
+        self.pairs
+    }
+
+    /// The MAC address that the back-end wants the NIC to have.
+    pub(super) fn mac(&self) -> Option<[u8; 6]> {
+        self.config
+            .filter(|_| self.features & features::MAC != 0)
+            .map(|c| c.mac)
+    }
+
+    /// The MTU that the back-end asks the guest to keep to.
+    pub(super) fn mtu(&self) -> Option<u16> {
+        self.config
+            .filter(|c| self.features & features::MTU != 0 && c.mtu >= super::config::MIN_MTU)
+            .map(|c| c.mtu)
+    }
+
+    /// The back-end's own link state; one without a say is up.
+    pub(super) fn carrier(&self) -> bool {
+        self.config
+            .filter(|_| self.features & features::STATUS != 0)
+            .is_none_or(|c| c.status & super::config::LINK_UP != 0)
+    }
+
+    /// Hands the guest's memory and rings over, and lets the enabled rings run.
+    pub(super) fn start(
+        &mut self,
+        watchdog: &Watchdog,
+        acked: u64,
+        memory: &[RamRegion],
+        rings: &[Vring<'_>],
+    ) -> Result<(), LinkError> {
+        let deadline = watchdog
+            .arm(&self.stream, self.timeouts.start)
+            .map_err(LinkError::Watch)?;
+        let step = Step {
+            deadline: &deadline,
+            limit: self.timeouts.start,
+        };
+        self.ask_for_acks();
+        // The back-end is told of its own features only: bits that the front-end serves mean nothing to it.
+        let told = acked & self.features & !features::PROTOCOL_FEATURES;
+        let protocol = self.features & features::PROTOCOL_FEATURES;
+        step.check("SET_FEATURES", self.requests.0.set_features(told | protocol))?;
+        self.send_memory(&step, memory)?;
+        // Every ring is described before the first is enabled: some back-ends start a device at the first
+        // enabled pair and then look at all of its rings.
+        for ring in rings {
+            self.describe(&step, ring)?;
+        }
+        if protocol != 0 {
+            for ring in rings {
+                let enable = self
+                    .requests
+                    .0
+                    .set_vring_enable(usize::from(ring.index), ring.enabled);
+                step.check("SET_VRING_ENABLE", enable)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn describe(&mut self, step: &Step<'_>, ring: &Vring<'_>) -> Result<(), LinkError> {
+        let frontend = &self.requests.0;
+        let index = usize::from(ring.index);
+        let addresses = VringConfigData {
+            queue_max_size: ring.size,
+            queue_size: ring.size,
+            flags: 0,
+            desc_table_addr: ring.desc,
+            used_ring_addr: ring.used,
+            avail_ring_addr: ring.avail,
+            log_addr: None,
+        };
+        step.check("SET_VRING_NUM", frontend.set_vring_num(index, ring.size))?;
+        step.check("SET_VRING_ADDR", frontend.set_vring_addr(index, &addresses))?;
+        step.check("SET_VRING_BASE", frontend.set_vring_base(index, ring.base))?;
+        step.check("SET_VRING_CALL", frontend.set_vring_call(index, ring.call))?;
+        step.check("SET_VRING_ERR", frontend.set_vring_err(index, ring.error))?;
+        // From here on the back-end may touch the guest's memory for this ring: it counts as started even if
+        // the answer is lost.
+        self.started.push(ring.index);
+        step.check("SET_VRING_KICK", self.requests.0.set_vring_kick(index, ring.kick))
+    }
+
+    /// Makes the back-end's view of the guest's memory `memory`.
+    fn send_memory(&mut self, step: &Step<'_>, memory: &[RamRegion]) -> Result<(), LinkError> {
+        let has = |list: &[RamRegion], r: &RamRegion| {
+            list.iter()
+                .any(|o| (o.guest_addr, o.len) == (r.guest_addr, r.len))
+        };
+        let added: Vec<_> = memory
+            .iter()
+            .filter(|r| !has(&self.memory, r))
+            .map(region_info)
+            .collect();
+        let gone: Vec<_> = self
+            .memory
+            .iter()
+            .filter(|r| !has(memory, r))
+            .map(region_info)
+            .collect();
+        if added.is_empty() && gone.is_empty() {
+            return Ok(());
+        }
+        let slots = self
+            .protocol
+            .contains(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
+        let room = if slots {
+            let slots = self.plain(VhostUserFrontend::get_max_mem_slots);
+            step.check("GET_MAX_MEM_SLOTS", slots)?
+        } else {
+            TABLE_REGIONS as u64
+        };
+        if room < memory.len() as u64 {
+            return Err(LinkError::MemorySlots {
+                has: room,
+                needed: memory.len(),
+            });
+        }
+        let frontend = &mut self.requests.0;
+        if !slots || (self.memory.is_empty() && memory.len() <= TABLE_REGIONS) {
+            let table: Vec<_> = memory.iter().map(region_info).collect();
+            step.check("SET_MEM_TABLE", frontend.set_mem_table(&table))?;
+        } else {
+            for region in &gone {
+                step.check("REM_MEM_REG", frontend.remove_mem_region(region))?;
+            }
+            for region in &added {
+                step.check("ADD_MEM_REG", frontend.add_mem_region(region))?;
+            }
+        }
+        self.memory = memory.to_vec();
+        Ok(())
+    }
+
+    /// Tells a back-end that has the guest's memory already what it is now.
+    pub(super) fn change_memory(
+        &mut self,
+        watchdog: &Watchdog,
+        memory: &[RamRegion],
+    ) -> Result<(), LinkError> {
+        if self.memory.is_empty() {
+            return Ok(());
+        }
+        let deadline = watchdog
+            .arm(&self.stream, self.timeouts.change)
+            .map_err(LinkError::Watch)?;
+        let step = Step {
+            deadline: &deadline,
+            limit: self.timeouts.change,
+        };
+        self.send_memory(&step, memory)
+    }
+
+    /// Enables or disables both rings of a queue pair.
+    pub(super) fn enable_pair(
+        &mut self,
+        watchdog: &Watchdog,
+        pair: u16,
+        enabled: bool,
+    ) -> Result<(), LinkError> {
+        if self.features & features::PROTOCOL_FEATURES == 0 {
+            return Ok(());
+        }
+        let deadline = watchdog
+            .arm(&self.stream, self.timeouts.change)
+            .map_err(LinkError::Watch)?;
+        let step = Step {
+            deadline: &deadline,
+            limit: self.timeouts.change,
+        };
+        for index in [pair * 2, pair * 2 + 1] {
+            if self.started.contains(&index) {
+                let enable = self.requests.0.set_vring_enable(usize::from(index), enabled);
+                step.check("SET_VRING_ENABLE", enable)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the back-end interrupt for a ring by another eventfd.
+    pub(super) fn set_call(
+        &mut self,
+        watchdog: &Watchdog,
+        index: u16,
+        call: &EventFd,
+    ) -> Result<(), LinkError> {
+        let deadline = watchdog
+            .arm(&self.stream, self.timeouts.change)
+            .map_err(LinkError::Watch)?;
+        let step = Step {
+            deadline: &deadline,
+            limit: self.timeouts.change,
+        };
+        step.check(
+            "SET_VRING_CALL",
+            self.requests.0.set_vring_call(usize::from(index), call),
+        )
+    }
+
+    /// Stops every ring: when it returns without error, the back-end uses no guest memory any more.
+    pub(super) fn stop(&mut self, watchdog: &Watchdog) -> Result<(), LinkError> {
+        let deadline = watchdog
+            .arm(&self.stream, self.timeouts.change)
+            .map_err(LinkError::Watch)?;
+        let step = Step {
+            deadline: &deadline,
+            limit: self.timeouts.change,
+        };
+        for index in std::mem::take(&mut self.started) {
+            let stopped = self.plain(|frontend| frontend.get_vring_base(usize::from(index)));
+            step.check("GET_VRING_BASE", stopped)?;
+            if self.features & features::PROTOCOL_FEATURES != 0 {
+                let disable = self.requests.0.set_vring_enable(usize::from(index), false);
+                step.check("SET_VRING_ENABLE", disable)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for an answer to every message from now on, if the back-end can give one.
+    fn ask_for_acks(&self) {
+        if self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+            self.requests.0.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        }
+    }
+
+    /// A request with an answer of its own, which must not ask for another.
+    fn plain<T>(&mut self, request: impl FnOnce(&mut Frontend) -> T) -> T {
+        self.requests.0.set_hdr_flags(VhostUserHeaderFlag::empty());
+        let result = request(&mut self.requests.0);
+        self.ask_for_acks();
+        result
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+fn region_info(region: &RamRegion) -> VhostUserMemoryRegionInfo {
+    VhostUserMemoryRegionInfo {
+        guest_phys_addr: region.guest_addr,
+        memory_size: region.len,
+        userspace_addr: region.host_addr,
+        mmap_offset: region.offset,
+        mmap_handle: region.memfd.as_raw_fd(),
+    }
+}
+
+/// The back-end's configuration space; a back-end that says it has none is taken at its word.
+fn read_config(frontend: &mut Frontend, step: &Step<'_>) -> Result<Option<NetConfig>, LinkError> {
+    let empty = [0; CONFIG_LEN];
+    let size = u32::try_from(CONFIG_LEN).unwrap_or(u32::MAX);
+    match frontend.get_config(0, size, VhostUserConfigFlags::empty(), &empty) {
+        Err(vhost::Error::VhostUserProtocol(ProtocolError::BackendInternalError)) => Ok(None),
+        answer => {
+            let (_, bytes) = step.check("GET_CONFIG", answer)?;
+            Ok(<&[u8; CONFIG_LEN]>::try_from(bytes.as_slice())
+                .ok()
+                .map(NetConfig::from_bytes))
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The NIC as its guest set it up: the data rings, and how each of them interrupts.
+
+use std::io;
+use std::sync::atomic::Ordering;
+
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::features;
+use super::link::Vring;
+use crate::memory::{GuestRam, RamRegion};
+use crate::virtio::device::{ActivateError, ActiveQueue, ConfigIrq};
+
+/// A NIC between `DRIVER_OK` and reset.
+#[derive(Debug)]
+pub(super) struct ActiveNic {
+    pub(super) acked: u64,
+    pub(super) ram: GuestRam,
+    pub(super) config_irq: ConfigIrq,
+    rings: Vec<Ring>,
+    /// Back-ends signal here that a guest broke one of its rings.
+    error: EventFd,
+    /// A back-end has run these rings: the next one goes on where it stopped.
+    served: bool,
+}
+
+#[derive(Debug)]
+struct Ring {
+    queue: ActiveQueue,
+    desc: u64,
+    avail: u64,
+    used: u64,
+    /// Where the back-end interrupts the guest.
+    call: EventFd,
+}
+
+impl Ring {
+    fn new(queue: ActiveQueue, regions: &[RamRegion]) -> Result<Self, ActivateError> {
+        let size = u64::from(queue.size);
+        let at = |what, addr, len| {
+            host_address(regions, addr, len).ok_or(ActivateError::RingOutsideMemory {
+                queue: queue.index,
+                ring: what,
+                addr,
+            })
+        };
+        let desc = at("descriptor table", queue.desc, 16 * size)?;
+        let avail = at("available ring", queue.avail, 6 + 2 * size)?;
+        let used = at("used ring", queue.used, 6 + 8 * size)?;
+        let call = call_fd(&queue)?;
+        Ok(Self {
+            queue,
+            desc,
+            avail,
+            used,
+            call,
+        })
+    }
+}
+
+impl ActiveNic {
+    /// Takes the data rings over; the control queue has been taken out before.
+    pub(super) fn new(
+        acked: u64,
+        ram: GuestRam,
+        queues: Vec<ActiveQueue>,
+        config_irq: ConfigIrq,
+    ) -> Result<Self, ActivateError> {
+        let rings = queues
+            .into_iter()
+            .map(|queue| Ring::new(queue, &ram.regions))
+            .collect::<Result<Vec<_>, _>>()?;
+        let error = EventFd::new(EFD_NONBLOCK)?;
+        Ok(Self {
+            acked,
+            ram,
+            config_irq,
+            rings,
+            error,
+            served: false,
+        })
+    }
+
+    /// The rings as a back-end is told of them, the first `pairs` queue pairs enabled.
+    pub(super) fn vrings(&self, pairs: u16) -> Vec<Vring<'_>> {
+        self.rings
+            .iter()
+            .map(|ring| Vring {
+                index: ring.queue.index,
+                size: ring.queue.size,
+                desc: ring.desc,
+                avail: ring.avail,
+                used: ring.used,
+                base: self.base(ring),
+                kick: &ring.queue.kick,
+                call: &ring.call,
+                error: &self.error,
+                enabled: ring.queue.index / 2 < pairs,
+            })
+            .collect()
+    }
+
+    /// Where a back-end goes on. Back-ends complete in order, so whatever lies behind the used index has not
+    /// been done: starting there loses no receive buffer, and repeats at most the burst that the last back-end
+    /// died over.
+    fn base(&self, ring: &Ring) -> u16 {
+        if !self.served {
+            return 0;
+        }
+        let index = GuestAddress(ring.queue.used.wrapping_add(2));
+        // The ring was found inside the memory when it was activated.
+        self.ram.mem.load(index, Ordering::Acquire).unwrap_or_default()
+    }
+
+    /// A back-end runs the rings now. Whatever was signalled to the one before it is signalled again: it took
+    /// kicks that it never served, and may have died between a used buffer and its interrupt.
+    /// True if a back-end ran them before.
+    pub(super) fn taken_over(&mut self) -> bool {
+        let again = std::mem::replace(&mut self.served, true);
+        for ring in &self.rings {
+            // An eventfd that is full is signalled already.
+            let _ = ring.queue.kick.write(1);
+            if again {
+                let _ = ring.call.write(1);
+            }
+        }
+        again
+    }
+
+    /// The driver mapped a ring to another interrupt vector: where the back-end is to signal from now on.
+    pub(super) fn renew_call(&mut self, index: u16) -> io::Result<Option<&EventFd>> {
+        let Some(ring) = self.rings.iter_mut().find(|ring| ring.queue.index == index) else {
+            return Ok(None);
+        };
+        ring.call = call_fd(&ring.queue)?;
+        Ok(Some(&ring.call))
+    }
+
+    /// Readable when a back-end has found a ring broken.
+    pub(super) fn error(&self) -> &EventFd {
+        &self.error
+    }
+
+    /// Features of which the guest makes use and that only a back-end can provide.
+    pub(super) fn needs(&self) -> u64 {
+        self.acked & features::BACKEND
+    }
+}
+
+/// The eventfd of the ring's interrupt vector; for a ring without one, an eventfd that nobody listens to, for a
+/// back-end cannot be told that there is none.
+fn call_fd(queue: &ActiveQueue) -> io::Result<EventFd> {
+    match queue.irq.as_irqfd() {
+        Some(fd) => Ok(fd),
+        None => EventFd::new(EFD_NONBLOCK),
+    }
+}
+
+/// The address in our address space of `len` bytes of guest memory, if one region holds them all.
+fn host_address(regions: &[RamRegion], addr: u64, len: u64) -> Option<u64> {
+    let end = addr.checked_add(len)?;
+    regions
+        .iter()
+        .find(|r| addr >= r.guest_addr && end <= r.guest_addr.saturating_add(r.len))
+        .map(|r| r.host_addr + (addr - r.guest_addr))
+}

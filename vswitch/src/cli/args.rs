@@ -1,0 +1,230 @@
+//! What can be asked for.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::daemon::SettingsArgs;
+use crate::mac::MacAddr;
+
+/// A learning Ethernet switch for virtual machines
+#[derive(Debug, Parser)]
+#[command(
+    name = "vswitch",
+    version,
+    after_help = "Examples:
+  vswitch up br0                                  start a bridge
+  vswitch port add br0 vm1 --queues 2             give it a port; prints the port's vhost-user socket
+  vswitch port add br0 host --tap tap0            let this host join it
+  vswitch show br0                                its ports and their counters
+  vswitch fdb show br0                            which address is on which port
+  vswitch down br0                                stop it and remove its files
+
+Files are kept under $NETYARD_RUN_DIR, else $XDG_RUNTIME_DIR/netyard, else /run/netyard (root)
+or /tmp/netyard-UID.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 refused by the host."
+)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    pub(super) command: Command,
+    /// How to print
+    #[arg(
+        long,
+        short,
+        global = true,
+        value_enum,
+        default_value_t,
+        env = "VSWITCH_FORMAT"
+    )]
+    pub(super) format: Format,
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(super) enum Format {
+    /// For people
+    #[default]
+    Table,
+    /// For programs
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Start a bridge; what it was made of before its daemon was killed or stopped is restored
+    Up(UpArgs),
+    /// Stop a bridge and remove its files
+    Down {
+        /// Name of the bridge
+        bridge: String,
+    },
+    /// Show a bridge with its ports, or all bridges
+    Show {
+        /// Name of the bridge
+        bridge: Option<String>,
+    },
+    /// Add, delete and list ports
+    #[command(subcommand)]
+    Port(PortCommand),
+    /// Show and change the forwarding database
+    #[command(subcommand)]
+    Fdb(FdbCommand),
+    /// Print counters in Prometheus' text format
+    Metrics {
+        /// Name of the bridge
+        bridge: String,
+    },
+    /// Print the OpenAPI document of the bridges' API
+    Openapi,
+    /// Print a completion script
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  vswitch up br0
+  vswitch up br0 --workers 2 --cpus 2,3 --poll adaptive
+  vswitch up br0 --fdb-size 1024 --on-full flood
+  vswitch up br0 --foreground")]
+pub(super) struct UpArgs {
+    /// Name of the bridge
+    pub(super) bridge: String,
+    /// Run in this process instead of a detached one
+    #[arg(long)]
+    pub(super) foreground: bool,
+    /// Leave the session of whoever started this process
+    #[arg(long, hide = true, requires = "foreground")]
+    pub(super) new_session: bool,
+    #[command(flatten)]
+    pub(super) settings: SettingsArgs,
+}
+
+impl UpArgs {
+    /// The settings as arguments for the detached daemon.
+    pub(super) fn passed_on(&self) -> Vec<String> {
+        fn name<T: ValueEnum>(value: &T) -> Option<String> {
+            value.to_possible_value().map(|value| value.get_name().to_owned())
+        }
+        let settings = &self.settings;
+        let cpus = settings
+            .cpus
+            .as_ref()
+            .map(|cpus| cpus.iter().map(ToString::to_string).collect::<Vec<_>>().join(","));
+        [
+            ("--workers", settings.workers.map(|n| n.to_string())),
+            ("--cpus", cpus),
+            ("--poll", settings.poll.as_ref().and_then(name)),
+            ("--fdb-size", settings.fdb_size.map(|n| n.to_string())),
+            ("--ageing", settings.ageing.map(|n| n.to_string())),
+            ("--on-full", settings.on_full.as_ref().and_then(name)),
+        ]
+        .into_iter()
+        .filter_map(|(option, value)| Some(format!("{option}={}", value?)))
+        .collect()
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PortCommand {
+    /// Add a port: a vhost-user socket for a VM, or an interface of this host
+    #[command(after_help = "Examples:
+  vswitch port add br0 vm1
+  vswitch port add br0 vm2 --socket /tmp/vm2.sock --queues 4 --mac 52:54:00:00:00:02
+  vswitch port add br0 host --tap tap0")]
+    Add {
+        /// Name of the bridge
+        bridge: String,
+        /// Name of the port
+        name: String,
+        #[command(flatten)]
+        link: LinkArgs,
+        /// The most queue pairs
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
+        queues: u16,
+        /// The address offered to the guest
+        #[arg(long)]
+        mac: Option<MacAddr>,
+        /// The MTU offered to the guest and enforced
+        #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(68..))]
+        mtu: Option<u16>,
+    },
+    /// Delete a port
+    Del {
+        /// Name of the bridge
+        bridge: String,
+        /// Name of the port
+        name: String,
+    },
+    /// List the ports of a bridge
+    List {
+        /// Name of the bridge
+        bridge: String,
+    },
+    /// Show one port with its queues
+    Show {
+        /// Name of the bridge
+        bridge: String,
+        /// Name of the port
+        name: String,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct LinkArgs {
+    /// Path of the vhost-user socket; in the bridge's folder if left out
+    #[arg(long, value_name = "PATH", conflicts_with = "tap")]
+    pub(super) socket: Option<PathBuf>,
+    /// Connect to the socket, where the VM listens, instead of listening on it
+    #[arg(long, requires = "socket")]
+    pub(super) client: bool,
+    /// Name of an interface of this host, made if it does not exist
+    #[arg(long, value_name = "INTERFACE")]
+    pub(super) tap: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum FdbCommand {
+    /// Show which address is on which port
+    Show {
+        /// Name of the bridge
+        bridge: String,
+    },
+    /// Add or replace a static entry
+    #[command(after_help = "Example:
+  vswitch fdb add br0 52:54:00:12:34:56 vm1")]
+    Add {
+        /// Name of the bridge
+        bridge: String,
+        /// The address
+        mac: MacAddr,
+        /// Name of the port
+        port: String,
+        /// The VLAN
+        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=0))]
+        vlan: u16,
+    },
+    /// Delete an entry, learned or static
+    Del {
+        /// Name of the bridge
+        bridge: String,
+        /// The address
+        mac: MacAddr,
+        /// The VLAN
+        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=0))]
+        vlan: u16,
+    },
+    /// Forget learned entries
+    Flush {
+        /// Name of the bridge
+        bridge: String,
+        /// Only those of this port
+        #[arg(long)]
+        port: Option<String>,
+    },
+}

@@ -1,0 +1,119 @@
+//! A port as the workers see it.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use crate::config::{DEFAULT_MTU, PortSettings};
+use crate::counters::{Drops, QueueCounters};
+use crate::flow::FlowTable;
+use crate::port_id::PortId;
+
+/// One port of the bridge.
+#[derive(Debug)]
+pub struct Port {
+    id: PortId,
+    settings: PortSettings,
+    features: AtomicU64,
+    connected: AtomicBool,
+    ready: AtomicU32,
+    flows: FlowTable,
+    pairs: Box<[QueuePair]>,
+    drops: Drops,
+}
+
+/// Both directions of one queue pair.
+#[derive(Debug, Default)]
+pub struct QueuePair {
+    /// What the guest transmits.
+    pub ingress: IngressQueue,
+    /// What the guest receives.
+    pub egress: EgressQueue,
+}
+
+/// A queue that the guest transmits on.
+#[derive(Debug, Default)]
+pub struct IngressQueue {
+    counters: QueueCounters,
+}
+
+/// A queue that the guest receives on.
+#[derive(Debug, Default)]
+pub struct EgressQueue {
+    counters: QueueCounters,
+}
+
+impl IngressQueue {
+    /// The queue's counters.
+    pub fn counters(&self) -> &QueueCounters {
+        &self.counters
+    }
+}
+
+impl EgressQueue {
+    /// The queue's counters.
+    pub fn counters(&self) -> &QueueCounters {
+        &self.counters
+    }
+}
+
+impl Port {
+    /// A port that is not connected to anything yet.
+    pub fn new(id: PortId, settings: PortSettings) -> Self {
+        let pairs = (0..settings.queue_pairs).map(|_| QueuePair::default()).collect();
+        Self {
+            id,
+            settings,
+            features: AtomicU64::new(0),
+            connected: AtomicBool::new(false),
+            ready: AtomicU32::new(0),
+            flows: FlowTable::new(),
+            pairs,
+            drops: Drops::default(),
+        }
+    }
+
+    /// The port's number.
+    pub fn id(&self) -> PortId {
+        self.id
+    }
+
+    /// What the port was made from.
+    pub fn settings(&self) -> &PortSettings {
+        &self.settings
+    }
+
+    /// The largest payload of a frame.
+    pub fn mtu(&self) -> u16 {
+        self.settings.mtu.unwrap_or(DEFAULT_MTU)
+    }
+
+    /// Features that the guest acknowledged.
+    pub fn features(&self) -> u64 {
+        self.features.load(Ordering::Relaxed)
+    }
+
+    /// Whether a peer is connected.
+    pub fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// The queue pairs that the guest can receive on, one bit each.
+    #[inline]
+    pub fn ready(&self) -> u32 {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    /// Which pair each flow is delivered on.
+    pub fn flows(&self) -> &FlowTable {
+        &self.flows
+    }
+
+    /// The queue pairs.
+    pub fn pairs(&self) -> &[QueuePair] {
+        &self.pairs
+    }
+
+    /// Frames for the port that never reached one of its queues.
+    pub fn drops(&self) -> &Drops {
+        &self.drops
+    }
+}

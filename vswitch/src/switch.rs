@@ -1,0 +1,289 @@
+//! The control plane of one bridge: adds and deletes ports and entries, and answers for their state.
+
+mod error;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::bridge::Bridge;
+use crate::config::{BridgeConfig, MAX_QUEUE_PAIRS, MIN_MTU, PortKind, PortSettings, StaticEntry};
+use crate::mac::MacAddr;
+use crate::model::{BridgeView, FdbEntryView, NewFdbEntry, NewPort, PortView};
+use crate::port::Port;
+use crate::run_dir::{BridgeDir, check_name, check_socket_path};
+
+pub use error::SwitchError;
+
+/// A running bridge.
+///
+/// Every change takes the control lock for its whole length, so that changes happen one after the other and
+/// each is kept on disk before the next begins. Workers never take that lock.
+#[derive(Debug)]
+pub struct Switch {
+    name: String,
+    dir: Option<BridgeDir>,
+    bridge: Arc<Bridge>,
+    control: Mutex<Control>,
+}
+
+#[derive(Debug)]
+struct Control {
+    config: BridgeConfig,
+}
+
+impl Switch {
+    /// Starts a bridge with the ports of `config`. With `dir`, changes are kept there and ports get their
+    /// default sockets there. A port that cannot be had any more is left out, with a warning.
+    pub fn start(name: &str, config: BridgeConfig, dir: Option<BridgeDir>) -> Result<Self, SwitchError> {
+        check_name(name, "bridge")?;
+        let BridgeConfig { settings, ports, fdb } = config;
+        let switch = Self {
+            name: name.to_owned(),
+            dir,
+            bridge: Arc::new(Bridge::new(&settings)),
+            control: Mutex::new(Control {
+                config: BridgeConfig {
+                    settings,
+                    ..BridgeConfig::default()
+                },
+            }),
+        };
+        for port in ports {
+            let name = port.name.clone();
+            if let Err(error) = switch.attach(&mut switch.control(), port) {
+                tracing::warn!(port = name, "port left out: {error}");
+            }
+        }
+        for entry in fdb {
+            let mac = entry.mac;
+            if let Err(error) = switch.set_static(&mut switch.control(), entry) {
+                tracing::warn!(%mac, "static entry left out: {error}");
+            }
+        }
+        switch.store(&switch.control())?;
+        Ok(switch)
+    }
+
+    /// The bridge's data plane.
+    pub fn bridge(&self) -> &Arc<Bridge> {
+        &self.bridge
+    }
+
+    /// Ends the ports' connections and the workers.
+    pub fn stop(&self) {
+        let control = self.control();
+        for port in &control.config.ports {
+            if let Some(port) = self.bridge.port_named(&port.name) {
+                self.detach(&port);
+            }
+        }
+    }
+
+    /// Adds a port.
+    pub fn add_port(&self, new: &NewPort) -> Result<PortView, SwitchError> {
+        let settings = self.settings_of(new)?;
+        let mut control = self.control();
+        let port = self.attach(&mut control, settings)?;
+        if let Err(error) = self.store(&control) {
+            control.config.ports.retain(|settings| settings.name != new.name);
+            self.detach(&port);
+            return Err(error);
+        }
+        tracing::info!(port = new.name, "port added");
+        Ok(view::port(&port))
+    }
+
+    /// Deletes a port, its connection and its addresses.
+    pub fn delete_port(&self, name: &str) -> Result<(), SwitchError> {
+        let mut control = self.control();
+        let port = self.find(name)?;
+        self.detach(&port);
+        control.config.ports.retain(|settings| settings.name != name);
+        control.config.fdb.retain(|entry| entry.port != name);
+        self.store(&control)?;
+        tracing::info!(port = name, "port deleted");
+        Ok(())
+    }
+
+    /// Adds or replaces a static entry of the forwarding database.
+    pub fn add_fdb(&self, new: &NewFdbEntry) -> Result<(), SwitchError> {
+        let mut control = self.control();
+        let entry = StaticEntry {
+            mac: new.mac,
+            vlan: new.vlan,
+            port: new.port.clone(),
+        };
+        self.set_static(&mut control, entry)?;
+        self.store(&control)
+    }
+
+    /// Deletes an entry of the forwarding database, learned or static.
+    pub fn delete_fdb(&self, mac: MacAddr, vlan: u16) -> Result<(), SwitchError> {
+        let mut control = self.control();
+        if !self.bridge.fdb().remove(mac, vlan) {
+            return Err(SwitchError::NoFdbEntry(mac));
+        }
+        control
+            .config
+            .fdb
+            .retain(|entry| (entry.mac, entry.vlan) != (mac, vlan));
+        self.store(&control)
+    }
+
+    /// Forgets learned entries, of one port or all; returns how many.
+    pub fn flush_fdb(&self, port: Option<&str>) -> Result<usize, SwitchError> {
+        let id = port
+            .map(|name| self.find(name))
+            .transpose()?
+            .map(|port| port.id());
+        Ok(self.bridge.fdb().flush(id))
+    }
+
+    /// The forwarding database.
+    pub fn fdb_entries(&self) -> Vec<FdbEntryView> {
+        view::fdb_entries(&self.bridge)
+    }
+
+    /// The bridge with its ports.
+    pub fn view(&self) -> BridgeView {
+        let settings = self.control().config.settings.clone();
+        view::bridge(&self.name, &settings, &self.bridge)
+    }
+
+    /// One port.
+    pub fn port_view(&self, name: &str) -> Result<PortView, SwitchError> {
+        Ok(view::port(&*self.find(name)?))
+    }
+
+    fn find(&self, name: &str) -> Result<Arc<Port>, SwitchError> {
+        self.bridge.port_named(name).ok_or_else(|| SwitchError::NoPort {
+            bridge: self.name.clone(),
+            port: name.to_owned(),
+        })
+    }
+
+    /// Checks what a new port asks for, and fills in what it leaves open.
+    fn settings_of(&self, new: &NewPort) -> Result<PortSettings, SwitchError> {
+        check_name(&new.name, "port")?;
+        if !(1..=MAX_QUEUE_PAIRS).contains(&new.queues) {
+            return Err(SwitchError::Settings(format!(
+                "port {} cannot have {} queue pairs: ask for 1 to {MAX_QUEUE_PAIRS}",
+                new.name, new.queues
+            )));
+        }
+        if let Some(mtu) = new.mtu.filter(|&mtu| mtu < MIN_MTU) {
+            return Err(SwitchError::Settings(format!(
+                "port {} cannot have an MTU of {mtu}: ask for {MIN_MTU} to {}",
+                new.name,
+                u16::MAX
+            )));
+        }
+        if let Some(mac) = new.mac.filter(|mac| !mac.is_valid_source()) {
+            return Err(SwitchError::Settings(format!(
+                "port {} cannot offer {mac}: a guest needs the address of one station, not a group or zero",
+                new.name
+            )));
+        }
+        let kind = match (&new.tap, &new.socket) {
+            (Some(_), Some(_)) => {
+                return Err(SwitchError::Settings(format!(
+                    "port {} cannot be both a socket and a tap: give one of them",
+                    new.name
+                )));
+            }
+            (Some(interface), None) => PortKind::Tap {
+                interface: interface.clone(),
+            },
+            (None, socket) => PortKind::VhostUser {
+                socket: self.socket_for(&new.name, socket.as_deref())?,
+                client: new.client,
+            },
+        };
+        Ok(PortSettings {
+            name: new.name.clone(),
+            kind,
+            queue_pairs: new.queues,
+            mac: new.mac,
+            mtu: new.mtu,
+        })
+    }
+
+    fn socket_for(&self, port: &str, given: Option<&Path>) -> Result<PathBuf, SwitchError> {
+        let socket = match (given, &self.dir) {
+            (Some(path), _) if path.is_absolute() => path.to_owned(),
+            (Some(path), _) => {
+                return Err(SwitchError::Settings(format!(
+                    "port {port} cannot have the socket {}: give its absolute path",
+                    path.display()
+                )));
+            }
+            (None, Some(dir)) => dir.port_socket(port),
+            (None, None) => {
+                return Err(SwitchError::Settings(format!(
+                    "port {port} needs a socket: give its path"
+                )));
+            }
+        };
+        check_socket_path(&socket)?;
+        Ok(socket)
+    }
+
+    /// Makes a port part of the bridge and of the configuration in memory.
+    fn attach(&self, control: &mut Control, settings: PortSettings) -> Result<Arc<Port>, SwitchError> {
+        for other in &control.config.ports {
+            if other.name == settings.name {
+                return Err(SwitchError::PortExists {
+                    bridge: self.name.clone(),
+                    port: settings.name,
+                });
+            }
+            if other.kind == settings.kind {
+                return Err(match settings.kind {
+                    PortKind::VhostUser { socket, .. } => SwitchError::SocketTaken {
+                        socket,
+                        port: other.name.clone(),
+                    },
+                    PortKind::Tap { interface } => SwitchError::TapTaken {
+                        interface,
+                        port: other.name.clone(),
+                    },
+                });
+            }
+        }
+        let port = self.bridge.add_port(settings.clone())?;
+        control.config.ports.push(settings);
+        Ok(port)
+    }
+
+    /// Takes a port out of the bridge. When this returns no worker uses it.
+    fn detach(&self, port: &Arc<Port>) {
+        self.bridge.remove_port(port);
+    }
+
+    fn set_static(&self, control: &mut Control, entry: StaticEntry) -> Result<(), SwitchError> {
+        let port = self.find(&entry.port)?;
+        self.bridge
+            .fdb()
+            .add_static(entry.mac, entry.vlan, port.id(), self.bridge.clock().now())?;
+        control
+            .config
+            .fdb
+            .retain(|other| (other.mac, other.vlan) != (entry.mac, entry.vlan));
+        control.config.fdb.push(entry);
+        Ok(())
+    }
+
+    fn store(&self, control: &Control) -> Result<(), SwitchError> {
+        match &self.dir {
+            Some(dir) => Ok(control.config.store(dir)?),
+            None => Ok(()),
+        }
+    }
+
+    fn control(&self) -> MutexGuard<'_, Control> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
