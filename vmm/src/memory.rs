@@ -1,30 +1,231 @@
-//! Guest memory.
+//! Guest RAM: sealed, shared memory files mapped into this process, into KVM, and by descriptor into back-ends.
+//!
+//! RAM is one memory file per node. The file is sealed against shrinking and growing before anybody else sees it, so
+//! no peer that maps it can be hit by a bus error. Below 4 GiB RAM ends where the PCI window begins; the rest of the
+//! node continues at 4 GiB.
 
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use vm_memory::GuestMemoryMmap;
+use rustix::fs::{MemfdFlags, SealFlags};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
-/// The guest's RAM: one view for accesses, and the regions it is made of for those that map it themselves.
-#[derive(Clone, Debug)]
+use crate::board::layout;
+
+#[cfg(test)]
+mod tests;
+
+/// Why guest RAM could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The size makes no sense.
+    #[error(
+        "guest memory of {0} bytes refused: it must be a multiple of {1} and at least {2} bytes; change --memory"
+    )]
+    Size(u64, u64, u64),
+    /// The memory file could not be made.
+    #[error("guest memory file refused by the host: {0}; check the limits on memory and open files")]
+    File(#[source] std::io::Error),
+    /// The memory file could not be mapped.
+    #[error("guest memory of {0} bytes could not be mapped: {1}; free memory or lower --memory")]
+    Map(u64, String),
+    /// Huge pages were asked for and the host has too few.
+    #[error(
+        "guest memory of {0} bytes in huge pages refused: {1}; reserve {2} pages with `sysctl vm.nr_hugepages` or \
+         leave out hugepages=on"
+    )]
+    HugePages(u64, String, u64),
+    /// Somebody who follows guest memory refused a region.
+    #[error("guest memory at {0:#x} refused by {1}: {2}")]
+    Observer(u64, &'static str, String),
+}
+
+/// Guest RAM with no hole in it: a piece of a memory file, mapped at one address of the guest and one of this process.
+#[derive(Debug, Clone)]
+pub struct RamRegion {
+    /// Where the guest sees it.
+    pub guest_addr: u64,
+    /// Its length in bytes.
+    pub len: u64,
+    /// The memory file.
+    pub memfd: Arc<File>,
+    /// Where in the file it starts.
+    pub offset: u64,
+    /// Where this process has it mapped.
+    pub host_addr: u64,
+}
+
+impl RamRegion {
+    /// The memory file, for handing it to a back-end.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.memfd.as_fd()
+    }
+}
+
+/// Follows the guest's memory: KVM's slots, a back-end's memory table, a device's DMA maps.
+pub trait MemoryObserver: Send + Sync {
+    /// For error messages.
+    fn name(&self) -> &'static str;
+    /// `region` is mapped and about to become guest memory.
+    fn ram_added(&self, region: &RamRegion) -> Result<(), String>;
+    /// `region` is no longer guest memory; returns when the observer does not use it any more.
+    fn ram_removed(&self, region: &RamRegion);
+}
+
+/// All RAM of a guest. Cloning shares it.
+#[derive(Debug, Clone)]
 pub struct GuestRam {
-    /// Reads and writes by guest-physical address.
-    pub mem: Arc<GuestMemoryMmap<()>>,
-    /// The regions behind it, in ascending order.
+    /// The view through which this process reads and writes guest memory.
+    pub mem: Arc<GuestMemoryMmap>,
+    /// The regions behind the view, by rising guest address.
     pub regions: Vec<RamRegion>,
 }
 
-/// A contiguous piece of guest RAM, in a file that can be shared.
-#[derive(Clone, Debug)]
-pub struct RamRegion {
-    /// Guest-physical address.
-    pub guest_addr: u64,
-    /// Bytes.
-    pub len: u64,
-    /// The memory's file.
-    pub memfd: Arc<OwnedFd>,
-    /// Where in the file the region starts.
-    pub offset: u64,
-    /// Where in our address space the region starts.
-    pub host_addr: u64,
+/// What guest RAM is asked to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RamConfig {
+    /// Bytes of RAM.
+    pub size: u64,
+    /// Back it with reserved 2 MiB pages; all are taken when the VM is made, or it is not made.
+    pub hugepages: bool,
+}
+
+const PAGE: u64 = 4096;
+const HUGE_PAGE: u64 = 2 << 20;
+/// Kernel, tables and start-up data need some room.
+const MIN_SIZE: u64 = 2 << 20;
+
+impl GuestRam {
+    /// Makes the RAM of one node, starting at guest address 0.
+    pub fn new(config: RamConfig) -> Result<Self, MemoryError> {
+        let page = if config.hugepages { HUGE_PAGE } else { PAGE };
+        if config.size < MIN_SIZE || !config.size.is_multiple_of(page) {
+            return Err(MemoryError::Size(config.size, page, MIN_SIZE));
+        }
+        let memfd = Arc::new(File::from(sealed_memfd(config)?));
+
+        let low = config.size.min(layout::RAM_BELOW_4G_END);
+        let mut regions = vec![map(&memfd, 0, 0, low, config)?];
+        if config.size > low {
+            regions.push(map(
+                &memfd,
+                low,
+                layout::RAM_ABOVE_4G_START,
+                config.size - low,
+                config,
+            )?);
+        }
+        let listed = regions
+            .iter()
+            .map(|region| RamRegion {
+                guest_addr: vm_memory::GuestMemoryRegion::start_addr(region).0,
+                len: vm_memory::GuestMemoryRegion::len(region),
+                memfd: Arc::clone(&memfd),
+                offset: region.file_offset().map_or(0, FileOffset::start),
+                host_addr: region.as_ptr().addr() as u64,
+            })
+            .collect();
+        let mem = GuestMemoryMmap::from_regions(regions)
+            .map_err(|e| MemoryError::Map(config.size, e.to_string()))?;
+        Ok(Self {
+            mem: Arc::new(mem),
+            regions: listed,
+        })
+    }
+
+    /// Bytes of RAM.
+    pub fn size(&self) -> u64 {
+        self.regions.iter().map(|r| r.len).sum()
+    }
+
+    /// Tells `observer` of every region; on a refusal takes back those it had accepted.
+    pub fn announce(&self, observer: &dyn MemoryObserver) -> Result<(), MemoryError> {
+        for (done, region) in self.regions.iter().enumerate() {
+            if let Err(reason) = observer.ram_added(region) {
+                for accepted in &self.regions[..done] {
+                    observer.ram_removed(accepted);
+                }
+                return Err(MemoryError::Observer(region.guest_addr, observer.name(), reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives all pages back to the host: the guest finds zeros, as after power-on.
+    pub fn clear(&self) -> Result<(), MemoryError> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        for region in &self.regions {
+            fallocate(
+                &*region.memfd,
+                FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+                region.offset,
+                region.len,
+            )
+            .map_err(|e| MemoryError::File(e.into()))?;
+        }
+        Ok(())
+    }
+}
+
+fn sealed_memfd(config: RamConfig) -> Result<OwnedFd, MemoryError> {
+    let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    if config.hugepages {
+        flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    }
+    let refused = |e: rustix::io::Errno| {
+        if config.hugepages {
+            MemoryError::HugePages(config.size, e.to_string(), config.size / HUGE_PAGE)
+        } else {
+            MemoryError::File(e.into())
+        }
+    };
+    let memfd = rustix::fs::memfd_create("netyard-ram", flags).map_err(refused)?;
+    rustix::fs::ftruncate(&memfd, config.size).map_err(refused)?;
+    rustix::fs::fcntl_add_seals(&memfd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
+        .map_err(refused)?;
+    Ok(memfd)
+}
+
+fn map(
+    memfd: &Arc<File>,
+    offset: u64,
+    guest_addr: u64,
+    len: u64,
+    config: RamConfig,
+) -> Result<GuestRegionMmap, MemoryError> {
+    let failed = |reason: String| {
+        if config.hugepages {
+            MemoryError::HugePages(config.size, reason, config.size / HUGE_PAGE)
+        } else {
+            MemoryError::Map(len, reason)
+        }
+    };
+    let size = usize::try_from(len).map_err(|e| failed(e.to_string()))?;
+    // Without MAP_NORESERVE the host sets the huge pages aside now, so that a lack of them shows here and not as a
+    // bus error in the running guest.
+    let flags = libc::MAP_SHARED | if config.hugepages { 0 } else { libc::MAP_NORESERVE };
+    let mapping = MmapRegionBuilder::new(size)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(flags)
+        .with_file_offset(FileOffset::from_arc(Arc::clone(memfd), offset))
+        .with_hugetlbfs(config.hugepages)
+        .build()
+        .map_err(|e| failed(e.to_string()))?;
+    advise(&mapping, config.hugepages);
+    GuestRegionMmap::new(mapping, GuestAddress(guest_addr))
+        .ok_or_else(|| failed("its end is beyond the address space".to_owned()))
+}
+
+/// Advice only: a host that cannot follow it still runs the guest.
+fn advise(mapping: &vm_memory::MmapRegion, hugepages: bool) {
+    let wanted = [libc::MADV_DONTDUMP, libc::MADV_HUGEPAGE];
+    for advice in &wanted[..if hugepages { 1 } else { 2 }] {
+        // SAFETY: the range is exactly the mapping that `mapping` owns, and neither advice changes its contents.
+        let ret = unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), *advice) };
+        if ret != 0 {
+            tracing::debug!(advice, error = %std::io::Error::last_os_error(), "madvise on guest memory");
+        }
+    }
 }
