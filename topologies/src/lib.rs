@@ -1,4 +1,3 @@
 //! Placeholder.
 
 pub mod agent;
-pub mod measure;

@@ -164,6 +164,3 @@ impl NetHeader {
         Ok(clean)
     }
 }
-
-#[cfg(test)]
-mod tests;

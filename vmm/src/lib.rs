@@ -8,6 +8,5 @@ pub mod bus;
 mod fd;
 pub mod hv;
 pub mod memory;
-pub mod pci;
 pub mod vhost_user;
 pub mod virtio;

@@ -2,4 +2,3 @@
 
 pub mod device;
 pub mod irq;
-pub mod pci;

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tokio::sync::watch;
 use utoipa::OpenApi;
+use vhost_net_backend::session::SessionError;
 
 use crate::model::{
     ApiErrorBody, BridgeView, FdbEntryView, FdbView, Flushed, NewFdbEntry, NewPort, PortCounters, PortState,
@@ -110,6 +111,14 @@ impl IntoResponse for ApiError {
     }
 }
 
+fn session_status(error: &SessionError) -> StatusCode {
+    match error {
+        SessionError::Port(_) => StatusCode::BAD_REQUEST,
+        SessionError::Socket(_) => StatusCode::CONFLICT,
+        SessionError::Os(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
 impl From<SwitchError> for ApiError {
     fn from(error: SwitchError) -> Self {
         let status = match &error {
@@ -120,7 +129,8 @@ impl From<SwitchError> for ApiError {
             SwitchError::Settings(_) | SwitchError::RunDir(_) => StatusCode::BAD_REQUEST,
             SwitchError::Host(_) => StatusCode::FORBIDDEN,
             SwitchError::TooManyPorts | SwitchError::Fdb(_) => StatusCode::INSUFFICIENT_STORAGE,
-            SwitchError::Config(_) | SwitchError::Backend(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            SwitchError::Session(error) => session_status(error),
+            SwitchError::Config(_) | SwitchError::Workers(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self(status, error.to_string())
     }

@@ -33,7 +33,7 @@ impl PortTable {
 pub struct Bridge {
     clock: Clock,
     fdb: Fdb,
-    ports: ArcSwap<PortTable>,
+    ports: Arc<ArcSwap<PortTable>>,
     change: Mutex<()>,
 }
 
@@ -47,7 +47,7 @@ impl Bridge {
                 ageing: settings.ageing,
                 on_full: settings.on_full,
             }),
-            ports: ArcSwap::default(),
+            ports: Arc::default(),
             change: Mutex::new(()),
         }
     }
@@ -60,6 +60,11 @@ impl Bridge {
     /// The forwarding database.
     pub fn fdb(&self) -> &Fdb {
         &self.fdb
+    }
+
+    /// Where the ports are published, for workers that look often.
+    pub(crate) fn published(&self) -> &Arc<ArcSwap<PortTable>> {
+        &self.ports
     }
 
     /// The ports now.

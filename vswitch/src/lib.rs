@@ -18,6 +18,7 @@ pub mod daemon;
 pub mod fdb;
 pub mod flow;
 pub mod frame;
+pub mod gate;
 pub mod mac;
 pub mod metrics;
 pub mod model;
@@ -25,5 +26,6 @@ pub mod port;
 pub mod port_id;
 pub mod run_dir;
 pub mod switch;
+pub mod worker;
 
 pub use run_dir::run_dir;

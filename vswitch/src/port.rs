@@ -1,11 +1,17 @@
 //! A port as the workers see it.
 
+mod plane;
+mod queue;
+
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crate::config::{DEFAULT_MTU, PortSettings};
-use crate::counters::{Drops, QueueCounters};
+use crate::counters::Drops;
 use crate::flow::FlowTable;
 use crate::port_id::PortId;
+
+pub use plane::PortPlane;
+pub use queue::{EgressQueue, EgressRing, IngressQueue, IngressRing, QueuePair};
 
 /// One port of the bridge.
 #[derive(Debug)]
@@ -18,41 +24,6 @@ pub struct Port {
     flows: FlowTable,
     pairs: Box<[QueuePair]>,
     drops: Drops,
-}
-
-/// Both directions of one queue pair.
-#[derive(Debug, Default)]
-pub struct QueuePair {
-    /// What the guest transmits.
-    pub ingress: IngressQueue,
-    /// What the guest receives.
-    pub egress: EgressQueue,
-}
-
-/// A queue that the guest transmits on.
-#[derive(Debug, Default)]
-pub struct IngressQueue {
-    counters: QueueCounters,
-}
-
-/// A queue that the guest receives on.
-#[derive(Debug, Default)]
-pub struct EgressQueue {
-    counters: QueueCounters,
-}
-
-impl IngressQueue {
-    /// The queue's counters.
-    pub fn counters(&self) -> &QueueCounters {
-        &self.counters
-    }
-}
-
-impl EgressQueue {
-    /// The queue's counters.
-    pub fn counters(&self) -> &QueueCounters {
-        &self.counters
-    }
 }
 
 impl Port {
@@ -72,6 +43,7 @@ impl Port {
     }
 
     /// The port's number.
+    #[inline]
     pub fn id(&self) -> PortId {
         self.id
     }
@@ -82,11 +54,13 @@ impl Port {
     }
 
     /// The largest payload of a frame.
+    #[inline]
     pub fn mtu(&self) -> u16 {
         self.settings.mtu.unwrap_or(DEFAULT_MTU)
     }
 
-    /// Features that the guest acknowledged.
+    /// Features that the guest acknowledged. They change only while none of its rings runs.
+    #[inline]
     pub fn features(&self) -> u64 {
         self.features.load(Ordering::Relaxed)
     }
@@ -102,12 +76,24 @@ impl Port {
         self.ready.load(Ordering::Relaxed)
     }
 
+    /// Notes whether the guest can receive on a queue pair; returns the mask as it was.
+    pub(crate) fn set_ready(&self, pair: usize, ready: bool) -> u32 {
+        let bit = 1 << (pair % 32);
+        if ready {
+            self.ready.fetch_or(bit, Ordering::Relaxed)
+        } else {
+            self.ready.fetch_and(!bit, Ordering::Relaxed)
+        }
+    }
+
     /// Which pair each flow is delivered on.
+    #[inline]
     pub fn flows(&self) -> &FlowTable {
         &self.flows
     }
 
     /// The queue pairs.
+    #[inline]
     pub fn pairs(&self) -> &[QueuePair] {
         &self.pairs
     }

@@ -5,15 +5,20 @@ mod error;
 mod tests;
 mod view;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vhost_net_backend::{PortConfig, Session, SessionHandle, SocketConfig};
 
 use crate::bridge::Bridge;
 use crate::config::{BridgeConfig, MAX_QUEUE_PAIRS, MIN_MTU, PortKind, PortSettings, StaticEntry};
 use crate::mac::MacAddr;
 use crate::model::{BridgeView, FdbEntryView, NewFdbEntry, NewPort, PortView};
-use crate::port::Port;
+use crate::port::{Port, PortPlane};
+use crate::port_id::PortId;
 use crate::run_dir::{BridgeDir, check_name, check_socket_path};
+use crate::worker::Workers;
 
 pub use error::SwitchError;
 
@@ -26,12 +31,14 @@ pub struct Switch {
     name: String,
     dir: Option<BridgeDir>,
     bridge: Arc<Bridge>,
+    workers: Workers,
     control: Mutex<Control>,
 }
 
 #[derive(Debug)]
 struct Control {
     config: BridgeConfig,
+    sessions: HashMap<PortId, SessionHandle>,
 }
 
 impl Switch {
@@ -40,15 +47,20 @@ impl Switch {
     pub fn start(name: &str, config: BridgeConfig, dir: Option<BridgeDir>) -> Result<Self, SwitchError> {
         check_name(name, "bridge")?;
         let BridgeConfig { settings, ports, fdb } = config;
+        let bridge = Arc::new(Bridge::new(&settings));
+        let workers = Workers::start(&bridge, &settings).map_err(SwitchError::Workers)?;
+        let config = BridgeConfig {
+            settings,
+            ..BridgeConfig::default()
+        };
         let switch = Self {
             name: name.to_owned(),
             dir,
-            bridge: Arc::new(Bridge::new(&settings)),
+            bridge,
+            workers,
             control: Mutex::new(Control {
-                config: BridgeConfig {
-                    settings,
-                    ..BridgeConfig::default()
-                },
+                config,
+                sessions: HashMap::new(),
             }),
         };
         for port in ports {
@@ -74,12 +86,11 @@ impl Switch {
 
     /// Ends the ports' connections and the workers.
     pub fn stop(&self) {
-        let control = self.control();
-        for port in &control.config.ports {
-            if let Some(port) = self.bridge.port_named(&port.name) {
-                self.detach(&port);
-            }
+        let mut control = self.control();
+        for port in self.bridge.ports().iter() {
+            self.detach(&mut control, port);
         }
+        self.workers.stop();
     }
 
     /// Adds a port.
@@ -89,7 +100,7 @@ impl Switch {
         let port = self.attach(&mut control, settings)?;
         if let Err(error) = self.store(&control) {
             control.config.ports.retain(|settings| settings.name != new.name);
-            self.detach(&port);
+            self.detach(&mut control, &port);
             return Err(error);
         }
         tracing::info!(port = new.name, "port added");
@@ -100,7 +111,7 @@ impl Switch {
     pub fn delete_port(&self, name: &str) -> Result<(), SwitchError> {
         let mut control = self.control();
         let port = self.find(name)?;
-        self.detach(&port);
+        self.detach(&mut control, &port);
         control.config.ports.retain(|settings| settings.name != name);
         control.config.fdb.retain(|entry| entry.port != name);
         self.store(&control)?;
@@ -254,12 +265,48 @@ impl Switch {
             }
         }
         let port = self.bridge.add_port(settings.clone())?;
+        match self.connect(&port) {
+            Ok(session) => control.sessions.insert(port.id(), session),
+            Err(error) => {
+                self.workers.remove(&port);
+                self.bridge.remove_port(&port);
+                return Err(error);
+            }
+        };
         control.config.ports.push(settings);
         Ok(port)
     }
 
+    /// Gives the port's queues to the workers and opens its socket.
+    fn connect(&self, port: &Arc<Port>) -> Result<SessionHandle, SwitchError> {
+        let settings = port.settings();
+        let PortKind::VhostUser { socket, client } = &settings.kind else {
+            return Err(SwitchError::Settings(format!(
+                "port {} cannot be a tap yet",
+                settings.name
+            )));
+        };
+        let plane = PortPlane::new(Arc::clone(port), Arc::clone(&self.bridge), self.workers.add(port));
+        let socket = if *client {
+            SocketConfig::client(socket)
+        } else {
+            SocketConfig::server(socket)
+        };
+        let device = PortConfig {
+            queue_pairs: settings.queue_pairs,
+            mac: settings.mac.map(MacAddr::octets),
+            mtu: settings.mtu,
+            ..PortConfig::new(&settings.name)
+        };
+        Ok(Session::spawn(socket, device, Arc::new(plane))?)
+    }
+
     /// Takes a port out of the bridge. When this returns no worker uses it.
-    fn detach(&self, port: &Arc<Port>) {
+    fn detach(&self, control: &mut Control, port: &Port) {
+        if let Some(session) = control.sessions.remove(&port.id()) {
+            session.stop();
+        }
+        self.workers.remove(port);
         self.bridge.remove_port(port);
     }
 

@@ -1,6 +1,9 @@
 //! Refusals of the control plane.
 
+use std::io;
 use std::path::PathBuf;
+
+use vhost_net_backend::session::SessionError;
 
 use crate::config::ConfigError;
 use crate::fdb::FdbError;
@@ -55,9 +58,12 @@ pub enum SwitchError {
     /// The host does not permit it.
     #[error("{0}")]
     Host(String),
-    /// Something the port needs could not be made.
-    #[error("{0}")]
-    Backend(String),
+    /// The port's socket could not be opened.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// There are no threads to forward frames.
+    #[error("the workers could not be started: {0}")]
+    Workers(#[source] io::Error),
     /// A name or path that cannot be used.
     #[error(transparent)]
     RunDir(#[from] RunDirError),

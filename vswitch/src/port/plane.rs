@@ -1,0 +1,204 @@
+//! What a port's vhost-user session tells the data plane.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use vhost_net_backend::eventfd::Call;
+use vhost_net_backend::{DevicePlane, Ring};
+use virtio::memory::MemoryMap;
+use virtio::split::QueueError;
+
+use super::{EgressRing, IngressQueue, IngressRing, Port, QueuePair};
+use crate::bridge::Bridge;
+use crate::worker::WorkerShared;
+
+/// Connects a port's session with the queues that workers serve.
+///
+/// Each queue's gate is what makes a change wait for its users: while the session's thread holds it, no
+/// worker touches the ring or the memory behind it.
+#[derive(Debug)]
+pub struct PortPlane {
+    port: Arc<Port>,
+    bridge: Arc<Bridge>,
+    /// The worker of each queue pair, and the queue's number there.
+    workers: Vec<(Arc<WorkerShared>, u64)>,
+}
+
+/// A virtqueue's direction and pair.
+enum Which<'a> {
+    Egress(usize, &'a QueuePair),
+    Ingress(usize, &'a QueuePair),
+}
+
+impl PortPlane {
+    /// The plane of `port`, whose queue pairs are served by `workers`.
+    pub fn new(port: Arc<Port>, bridge: Arc<Bridge>, workers: Vec<(Arc<WorkerShared>, u64)>) -> Self {
+        Self {
+            port,
+            bridge,
+            workers,
+        }
+    }
+
+    fn which(&self, index: u16) -> Option<Which<'_>> {
+        let pair = usize::from(index / 2);
+        let queues = self.port.pairs().get(pair)?;
+        Some(if index.is_multiple_of(2) {
+            Which::Egress(pair, queues)
+        } else {
+            Which::Ingress(pair, queues)
+        })
+    }
+
+    /// The guest can, or can no longer, receive on a pair. What was learned of a port that can receive
+    /// nothing any more would only mislead frames.
+    fn set_ready(&self, pair: usize, ready: bool) {
+        let before = self.port.set_ready(pair, ready);
+        if !ready && before != 0 && self.port.ready() == 0 {
+            self.bridge.fdb().flush(Some(self.port.id()));
+        }
+    }
+
+    fn attend(&self, pair: usize, queue: &IngressQueue) {
+        queue.want_attention();
+        if let Some((worker, _)) = self.workers.get(pair) {
+            worker.wake();
+        }
+    }
+
+    /// Watches for the guest's kicks. Edge-triggered and never read: nothing a guest does to its eventfd can
+    /// make the worker sleep or spin.
+    fn watch(&self, pair: usize, ring: &mut IngressRing) {
+        let (Some((worker, token)), Some(kick)) = (self.workers.get(pair), &ring.kick) else {
+            return;
+        };
+        if let Err(error) = worker.watch(kick, *token) {
+            ring.state.fail(&format_args!("kicks cannot be watched: {error}"));
+        }
+    }
+
+    fn unwatch(&self, pair: usize, ring: &IngressRing) {
+        if let (Some((worker, _)), Some(kick)) = (self.workers.get(pair), &ring.kick) {
+            worker.unwatch(kick);
+        }
+    }
+
+    fn stop_egress(&self, pair: usize, queues: &QueuePair) -> Option<EgressRing> {
+        self.set_ready(pair, false);
+        queues.egress.ring.lock().take()
+    }
+
+    fn stop_ingress(&self, pair: usize, queues: &QueuePair) -> Option<IngressRing> {
+        let ring = queues.ingress.ring.lock().take();
+        if let Some(ring) = &ring {
+            self.unwatch(pair, ring);
+            // The worker may still keep the memory of its last burst: it lets go when it looks.
+            self.attend(pair, &queues.ingress);
+        }
+        ring
+    }
+}
+
+impl DevicePlane for PortPlane {
+    fn connected(&self) {
+        self.port.connected.store(true, Ordering::Relaxed);
+        tracing::info!(port = self.port.settings().name, "connected");
+    }
+
+    fn features_acked(&self, acked: u64) {
+        self.port.features.store(acked, Ordering::Relaxed);
+    }
+
+    fn ring_started(&self, index: u16, ring: Ring) {
+        // A former life of the switch may have ended between a used buffer and its notification.
+        ring.notify();
+        let enabled = ring.enabled;
+        match self.which(index) {
+            Some(Which::Egress(pair, queues)) => {
+                *queues.egress.ring.lock() = Some(EgressRing::new(ring));
+                self.set_ready(pair, enabled);
+            }
+            Some(Which::Ingress(pair, queues)) => {
+                let mut ring = IngressRing::new(ring);
+                self.watch(pair, &mut ring);
+                *queues.ingress.ring.lock() = Some(ring);
+                self.attend(pair, &queues.ingress);
+            }
+            None => {}
+        }
+    }
+
+    fn ring_enabled(&self, index: u16, enabled: bool) {
+        match self.which(index) {
+            Some(Which::Egress(pair, queues)) => {
+                let mut ring = queues.egress.ring.lock();
+                if let Some(ring) = ring.as_mut() {
+                    ring.state.enabled = enabled;
+                    self.set_ready(pair, ring.state.is_open());
+                }
+            }
+            Some(Which::Ingress(pair, queues)) => {
+                if let Some(ring) = queues.ingress.ring.lock().as_mut() {
+                    ring.state.enabled = enabled;
+                }
+                self.attend(pair, &queues.ingress);
+            }
+            None => {}
+        }
+    }
+
+    fn call_changed(&self, index: u16, call: Option<Call>) {
+        let call = call.map(Arc::new);
+        // What was signalled to the former descriptor may have been lost with it.
+        if let Some(call) = &call {
+            call.signal();
+        }
+        match self.which(index) {
+            Some(Which::Egress(_, queues)) => {
+                if let Some(ring) = queues.egress.ring.lock().as_mut() {
+                    ring.state.call = call;
+                }
+            }
+            Some(Which::Ingress(_, queues)) => {
+                if let Some(ring) = queues.ingress.ring.lock().as_mut() {
+                    ring.state.call = call;
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn ring_stopped(&self, index: u16) -> u16 {
+        let queue = match self.which(index) {
+            Some(Which::Egress(pair, queues)) => self.stop_egress(pair, queues).map(|ring| ring.queue),
+            Some(Which::Ingress(pair, queues)) => self.stop_ingress(pair, queues).map(|ring| ring.queue),
+            None => None,
+        };
+        queue.map_or(0, |queue| queue.next_avail())
+    }
+
+    fn memory_changed(&self, memory: &Arc<MemoryMap>) -> Result<(), QueueError> {
+        for (pair, queues) in self.port.pairs().iter().enumerate() {
+            if let Some(ring) = queues.egress.ring.lock().as_mut() {
+                ring.queue.set_memory(Arc::clone(memory))?;
+            }
+            if let Some(ring) = queues.ingress.ring.lock().as_mut() {
+                ring.queue.set_memory(Arc::clone(memory))?;
+            }
+            self.attend(pair, &queues.ingress);
+        }
+        Ok(())
+    }
+
+    fn disconnected(&self) {
+        self.port.connected.store(false, Ordering::Relaxed);
+        for (pair, queues) in self.port.pairs().iter().enumerate() {
+            drop(self.stop_egress(pair, queues));
+            drop(self.stop_ingress(pair, queues));
+        }
+        self.port.features.store(0, Ordering::Relaxed);
+        self.port.flows.clear();
+        self.bridge.fdb().flush(Some(self.port.id()));
+        tracing::info!(port = self.port.settings().name, "disconnected");
+    }
+}

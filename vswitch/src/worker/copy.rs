@@ -1,0 +1,298 @@
+//! Putting one frame into a receiver's buffers, in a form that its guest can take.
+
+use virtio::burst::Burst;
+use virtio::checksum;
+use virtio::features::{
+    NET_F_GUEST_CSUM, NET_F_GUEST_ECN, NET_F_GUEST_TSO4, NET_F_GUEST_TSO6, NET_F_MRG_RXBUF,
+};
+use virtio::memory::{GuestSlice, copy_chain, read_chain, write_chain};
+use virtio::net::{GSO_ECN, GSO_NONE, GSO_TCPV4, HEADER_LEN, NetHeader};
+use virtio::segment::{Completion, Segmenter};
+
+use super::examine::Examined;
+use crate::counters::DropReason;
+use crate::frame::MTU_OVERHEAD;
+use crate::port::EgressRing;
+
+/// A receive queue during one burst.
+#[derive(Debug)]
+pub(super) struct Receiver<'a> {
+    ring: &'a mut EgressRing,
+    /// Chains taken from the queue.
+    buffers: &'a mut Burst,
+    /// The first of them that was not used yet.
+    next: usize,
+    features: u64,
+    mtu: usize,
+    /// For frames that have to be changed on the way.
+    scratch: &'a mut Vec<u8>,
+    pub(super) frames: u64,
+    pub(super) bytes: u64,
+    pub(super) bad_buffers: u64,
+}
+
+impl<'a> Receiver<'a> {
+    /// Starts a burst of `expected` frames.
+    pub(super) fn new(
+        ring: &'a mut EgressRing,
+        buffers: &'a mut Burst,
+        scratch: &'a mut Vec<u8>,
+        features: u64,
+        mtu: u16,
+        expected: usize,
+    ) -> Self {
+        if let Err(error) = ring.queue.pop_burst(buffers, expected) {
+            ring.state.fail(&error);
+        }
+        Self {
+            ring,
+            buffers,
+            next: 0,
+            features,
+            mtu: usize::from(mtu),
+            scratch,
+            frames: 0,
+            bytes: 0,
+            bad_buffers: 0,
+        }
+    }
+
+    /// Ends the burst: gives unused buffers back and shows the guest the used ones. True if it wants to be
+    /// notified.
+    pub(super) fn finish(self) -> bool {
+        let unused = self.buffers.len() - self.next;
+        // A burst holds far fewer chains than that.
+        self.ring.queue.unpop(u16::try_from(unused).unwrap_or(0));
+        self.ring.queue.publish()
+    }
+
+    /// Delivers a frame of the list `sent`, whole, completed or segmented.
+    #[inline]
+    pub(super) fn deliver(
+        &mut self,
+        frame: &mut Examined,
+        sent: &[GuestSlice<'_>],
+    ) -> Result<(), DropReason> {
+        if !self.ring.state.is_open() {
+            return Err(DropReason::LinkDown);
+        }
+        if frame.header.is_plain() || self.takes(&frame.header) {
+            if frame.header.gso_type == GSO_NONE && frame.len > self.mtu + MTU_OVERHEAD {
+                return Err(DropReason::Oversize);
+            }
+            self.whole(frame, sent)
+        } else if frame.header.gso_type == GSO_NONE {
+            self.completed(frame, sent)
+        } else {
+            self.segmented(frame, sent)
+        }
+    }
+
+    /// Whether the guest negotiated every offload that the header asks for.
+    fn takes(&self, header: &NetHeader) -> bool {
+        let mut needed = NET_F_GUEST_CSUM;
+        if header.gso_type != GSO_NONE {
+            needed |= if header.gso_kind() == GSO_TCPV4 {
+                NET_F_GUEST_TSO4
+            } else {
+                NET_F_GUEST_TSO6
+            };
+        }
+        if header.gso_type & GSO_ECN != 0 {
+            needed |= NET_F_GUEST_ECN;
+        }
+        self.features & needed == needed
+    }
+
+    /// Copies a frame as it is: what was examined from the worker's copy, so that the receiver sees what was
+    /// decided by, and the rest from the sender's memory.
+    #[inline]
+    fn whole(&mut self, frame: &mut Examined, sent: &[GuestSlice<'_>]) -> Result<(), DropReason> {
+        let total = HEADER_LEN + frame.len;
+        let count = self.room(total)?;
+        let Some(to) = self.buffers.writable_run(self.next, usize::from(count)) else {
+            return Err(DropReason::BufferTooSmall);
+        };
+        let head = frame.head_for(count);
+        write_chain(to, 0, head);
+        if total > head.len() {
+            copy_chain(sent, head.len(), to, head.len(), total - head.len());
+        }
+        self.used(count, total);
+        Ok(())
+    }
+
+    /// Copies a frame whose checksum the guest wants complete.
+    #[cold]
+    fn completed(&mut self, frame: &Examined, sent: &[GuestSlice<'_>]) -> Result<(), DropReason> {
+        if frame.len > self.mtu + MTU_OVERHEAD {
+            return Err(DropReason::Oversize);
+        }
+        let known = frame.snapshot();
+        self.scratch.clear();
+        self.scratch.resize(HEADER_LEN, 0);
+        self.scratch.extend_from_slice(known);
+        self.scratch.resize(HEADER_LEN + frame.len, 0);
+        read_chain(
+            sent,
+            HEADER_LEN + known.len(),
+            &mut self.scratch[HEADER_LEN + known.len()..],
+        );
+        let header = &frame.header;
+        if !checksum::complete(
+            &mut self.scratch[HEADER_LEN..],
+            header.csum_start,
+            header.csum_offset,
+        ) {
+            return Err(DropReason::BadHeader);
+        }
+        let total = self.scratch.len();
+        let count = self.room(total)?;
+        let Some(to) = self.buffers.writable_run(self.next, usize::from(count)) else {
+            return Err(DropReason::BufferTooSmall);
+        };
+        self.scratch[HEADER_LEN - 2..HEADER_LEN].copy_from_slice(&count.to_le_bytes());
+        write_chain(to, 0, self.scratch);
+        self.used(count, total);
+        Ok(())
+    }
+
+    /// Copies a super-frame as the frames it stands for.
+    #[cold]
+    fn segmented(&mut self, frame: &Examined, sent: &[GuestSlice<'_>]) -> Result<(), DropReason> {
+        let segmenter = Segmenter::new(frame.snapshot(), &frame.header, frame.len)
+            .map_err(|_| DropReason::OffloadUnsupported)?;
+        if segmenter.max_frame_len() > self.mtu + MTU_OVERHEAD {
+            return Err(DropReason::Oversize);
+        }
+        let completion = if self.features & NET_F_GUEST_CSUM == 0 {
+            Completion::Here
+        } else {
+            Completion::Receiver
+        };
+        let mut header = segmenter.net_header(completion);
+        let mut pieces = segmenter.frames(sent, HEADER_LEN);
+        while let Some(len) = pieces.next_len() {
+            let count = self.room(HEADER_LEN + len)?;
+            let Some(to) = self.buffers.writable_run(self.next, usize::from(count)) else {
+                return Err(DropReason::BufferTooSmall);
+            };
+            header.num_buffers = count;
+            write_chain(to, 0, &header.to_bytes());
+            if pieces.write_next(to, HEADER_LEN, completion).is_none() {
+                return Err(DropReason::OffloadUnsupported);
+            }
+            self.used(count, HEADER_LEN + len);
+        }
+        Ok(())
+    }
+
+    /// Finds buffers for `total` bytes from the next one on; returns how many.
+    #[inline]
+    fn room(&mut self, total: usize) -> Result<u16, DropReason> {
+        if let Some(first) = self.buffers.get(self.next)
+            && first.writable_len as usize >= total
+            && first.readable_len == 0
+        {
+            return Ok(1);
+        }
+        self.gather(total)
+    }
+
+    /// Finds several buffers, or more than were taken so far.
+    fn gather(&mut self, total: usize) -> Result<u16, DropReason> {
+        let mut looked_again = false;
+        loop {
+            match self.count_buffers(total) {
+                Found::Enough(count) => return Ok(count),
+                Found::TooSmall => return Err(DropReason::BufferTooSmall),
+                Found::Malformed(upto) => self.give_back(upto),
+                Found::TooFew if looked_again => {
+                    let left = self.buffers.len() - self.next;
+                    let all = left == self.buffers.capacity();
+                    return Err(if all {
+                        DropReason::BufferTooSmall
+                    } else {
+                        DropReason::NoBuffer
+                    });
+                }
+                Found::TooFew => {
+                    looked_again = true;
+                    self.take_more()?;
+                }
+            }
+        }
+    }
+
+    fn count_buffers(&self, total: usize) -> Found {
+        let mut sum = 0;
+        let mut count = 0_u16;
+        for at in self.next..self.buffers.len() {
+            let Some(chain) = self.buffers.get(at) else { break };
+            if chain.error.is_some() || chain.readable_len != 0 || chain.writable_len == 0 {
+                return Found::Malformed(at);
+            }
+            sum += chain.writable_len as usize;
+            count += 1;
+            if sum >= total {
+                return Found::Enough(count);
+            }
+            if self.features & NET_F_MRG_RXBUF == 0 {
+                return Found::TooSmall;
+            }
+        }
+        Found::TooFew
+    }
+
+    /// Gives the guest back, empty, what it posted up to a chain that cannot take a frame.
+    #[cold]
+    fn give_back(&mut self, upto: usize) {
+        while self.next <= upto {
+            if let Some(chain) = self.buffers.get(self.next) {
+                self.ring.queue.add_used(chain.head, 0);
+            }
+            self.next += 1;
+            self.bad_buffers += 1;
+        }
+    }
+
+    /// Takes as many buffers as a burst holds, beginning with those not used yet.
+    fn take_more(&mut self) -> Result<(), DropReason> {
+        let unused = self.buffers.len() - self.next;
+        self.ring.queue.unpop(u16::try_from(unused).unwrap_or(0));
+        self.next = 0;
+        match self.ring.queue.pop_burst(self.buffers, self.buffers.capacity()) {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                self.ring.state.fail(&error);
+                Err(DropReason::LinkDown)
+            }
+        }
+    }
+
+    /// Records that the next `count` buffers hold `total` bytes.
+    #[inline]
+    fn used(&mut self, count: u16, total: usize) {
+        let mut left = u32::try_from(total).unwrap_or(u32::MAX);
+        for _ in 0..count {
+            if let Some(chain) = self.buffers.get(self.next) {
+                let len = left.min(chain.writable_len);
+                self.ring.queue.add_used(chain.head, len);
+                left -= len;
+            }
+            self.next += 1;
+        }
+        self.frames += 1;
+        self.bytes += (total - HEADER_LEN) as u64;
+    }
+}
+
+/// What there is for a frame among the buffers taken.
+enum Found {
+    Enough(u16),
+    /// Without mergeable buffers one has to hold the frame, and the next one does not.
+    TooSmall,
+    TooFew,
+    /// The buffer in this place cannot take a frame.
+    Malformed(usize),
+}

@@ -1,0 +1,91 @@
+//! Where the frames of one burst go.
+
+use crate::port::Port;
+use crate::port_id::{MAX_PORTS, PortId};
+
+/// Queue pairs that a port can have, rounded up to a power of two.
+const PAIRS: usize = 16;
+/// No list yet.
+const NONE: u16 = u16::MAX;
+
+/// The frames of a burst, one bit each, that go to one receive queue.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Egress {
+    pub(super) port: PortId,
+    pub(super) pair: u8,
+    pub(super) frames: u64,
+}
+
+/// The burst's frames, grouped by the queue they go to, so that each queue is visited once.
+#[derive(Debug)]
+pub(super) struct Plan {
+    lists: Vec<Egress>,
+    /// Place in `lists` of every queue pair of every port.
+    places: Box<[u16]>,
+    /// Frames whose receiver cannot receive, by port.
+    undeliverable: Vec<(PortId, u64)>,
+}
+
+impl Plan {
+    pub(super) fn new() -> Self {
+        Self {
+            lists: Vec::with_capacity(64),
+            places: vec![NONE; MAX_PORTS * PAIRS].into_boxed_slice(),
+            undeliverable: Vec::with_capacity(64),
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        for list in self.lists.drain(..) {
+            self.places[place(list.port, list.pair)] = NONE;
+        }
+        self.undeliverable.clear();
+    }
+
+    /// Sends frame number `frame` of the burst to `port`; false if it cannot receive.
+    #[inline]
+    pub(super) fn send(&mut self, port: &Port, flow: u32, frame: usize) -> bool {
+        let Some(pair) = port.flows().choose(flow, port.ready()) else {
+            return false;
+        };
+        let at = place(port.id(), pair);
+        let mut index = self.places[at];
+        if index == NONE {
+            // At most as many lists as queue pairs of all ports, which fits.
+            index = u16::try_from(self.lists.len()).unwrap_or(NONE - 1);
+            self.places[at] = index;
+            self.lists.push(Egress {
+                port: port.id(),
+                pair,
+                frames: 0,
+            });
+        }
+        if let Some(list) = self.lists.get_mut(usize::from(index)) {
+            list.frames |= 1 << (frame % 64);
+        }
+        true
+    }
+
+    /// Notes that a frame for `port` had nowhere to go.
+    #[cold]
+    pub(super) fn give_up(&mut self, port: PortId) {
+        match self.undeliverable.iter_mut().find(|(other, _)| *other == port) {
+            Some((_, count)) => *count += 1,
+            None => self.undeliverable.push((port, 1)),
+        }
+    }
+
+    #[inline]
+    pub(super) fn lists(&self) -> &[Egress] {
+        &self.lists
+    }
+
+    pub(super) fn undeliverable(&self) -> &[(PortId, u64)] {
+        &self.undeliverable
+    }
+}
+
+#[inline]
+fn place(port: PortId, pair: u8) -> usize {
+    (port.index() % MAX_PORTS) * PAIRS + usize::from(pair) % PAIRS
+}

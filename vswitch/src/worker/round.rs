@@ -1,0 +1,304 @@
+//! A worker's loop.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use arc_swap::cache::Cache;
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
+use virtio::memory::guard::fault_count;
+
+use super::BURST;
+use super::deliver::Forwarder;
+use super::shared::{Source, Sources, WAKE, WorkerShared};
+use crate::bridge::{Bridge, PortTable};
+use crate::config::PollMode;
+use crate::counters::DropReason;
+use crate::port::IngressQueue;
+
+/// How long a queue is polled after its last frame, where CPUs are plenty.
+const WINDOW: Duration = Duration::from_micros(50);
+/// How long it is polled where guests need the few CPUs there are.
+const SHORT_WINDOW: Duration = Duration::from_micros(10);
+/// CPUs from which on polling takes nothing from anyone.
+const PLENTY: usize = 4;
+/// Busy rounds between two looks at what woke up meanwhile.
+const ROUNDS_PER_LOOK: u32 = 4;
+/// How often rings are looked at whose guests never kick.
+const NO_KICK_PERIOD: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 1_000_000,
+};
+const AT_ONCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
+/// Events taken at a time.
+const EVENTS: usize = 64;
+
+/// What came of looking at a queue.
+enum Served {
+    /// A burst was forwarded.
+    Burst,
+    /// Nothing was there.
+    Nothing,
+    /// The session is changing it.
+    Busy,
+    /// There is no ring to serve.
+    Gone,
+}
+
+/// What the worker knows of a queue beyond its ring.
+#[derive(Debug, Clone, Copy, Default)]
+struct Activity {
+    active: bool,
+    /// It just became active: its guest may still kick.
+    fresh: bool,
+    idle_since: Option<Instant>,
+    /// Its guest never kicks.
+    never_kicks: bool,
+}
+
+/// A worker.
+pub(super) struct Round {
+    bridge: Arc<Bridge>,
+    shared: Arc<WorkerShared>,
+    ports: Cache<Arc<ArcSwap<PortTable>>, Arc<PortTable>>,
+    sources: Cache<Arc<ArcSwap<Sources>>, Arc<Sources>>,
+    activity: Vec<Activity>,
+    active: Vec<usize>,
+    events: Vec<epoll::Event>,
+    forwarder: Forwarder,
+    /// How long an idle queue is polled; none for ever.
+    window: Option<Duration>,
+    faults: usize,
+}
+
+impl Round {
+    pub(super) fn new(bridge: Arc<Bridge>, shared: Arc<WorkerShared>, poll: PollMode) -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            ports: Cache::new(Arc::clone(bridge.published())),
+            sources: Cache::new(Arc::clone(&shared.sources)),
+            bridge,
+            shared,
+            activity: Vec::new(),
+            active: Vec::new(),
+            events: Vec::with_capacity(EVENTS),
+            forwarder: Forwarder::new(),
+            window: match (poll, cpus) {
+                (PollMode::Always, _) => None,
+                (PollMode::Adaptive, PLENTY..) => Some(WINDOW),
+                (PollMode::Adaptive, 2..) => Some(SHORT_WINDOW),
+                // On one CPU nothing can come while it is polled for.
+                (PollMode::Adaptive | PollMode::Never, _) => Some(Duration::ZERO),
+            },
+            faults: fault_count(),
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        let mut rounds = 0_u32;
+        while !self.shared.is_stopped() {
+            let worked = self.serve_active();
+            rounds = rounds.wrapping_add(1);
+            if worked && !rounds.is_multiple_of(ROUNDS_PER_LOOK) {
+                continue;
+            }
+            if self.active.is_empty() {
+                self.forwarder.release();
+                self.wait(None);
+            } else if !worked && self.only_never_kicking() {
+                self.wait(Some(&NO_KICK_PERIOD));
+            } else {
+                self.wait(Some(&AT_ONCE));
+                if !worked {
+                    // Whoever shares this CPU, perhaps the guest waited for, goes first.
+                    std::thread::yield_now();
+                }
+            }
+        }
+    }
+
+    /// Serves every active queue once; true if any had frames.
+    fn serve_active(&mut self) -> bool {
+        let mut worked = false;
+        let mut place = 0;
+        while let Some(&number) = self.active.get(place) {
+            let stays = match self.serve(number) {
+                Served::Burst => {
+                    worked = true;
+                    self.activity[number].idle_since = None;
+                    true
+                }
+                Served::Busy => true,
+                Served::Nothing => !self.is_idle_long(number) || self.arm(number),
+                Served::Gone => false,
+            };
+            if stays {
+                place += 1;
+            } else {
+                self.active.swap_remove(place);
+                self.activity[number] = Activity::default();
+            }
+        }
+        worked
+    }
+
+    fn serve(&mut self, number: usize) -> Served {
+        let Self {
+            forwarder,
+            sources,
+            ports,
+            bridge,
+            activity,
+            faults,
+            ..
+        } = self;
+        let Some(Some(source)) = sources.load().get(number) else {
+            return Served::Gone;
+        };
+        let Some(queue) = source.queue() else {
+            return Served::Gone;
+        };
+        let Some(mut guard) = queue.ring.try_enter() else {
+            return Served::Busy;
+        };
+        let Some(ring) = guard.as_mut().filter(|ring| !ring.state.broken) else {
+            return Served::Gone;
+        };
+        if std::mem::take(&mut activity[number].fresh) {
+            ring.queue.disable_notification();
+        }
+        match ring.queue.pop_burst(&mut forwarder.sent, BURST) {
+            Ok(0) => return Served::Nothing,
+            Ok(_) => {}
+            Err(error) => {
+                ring.fail(error);
+                return Served::Gone;
+            }
+        }
+        if ring.state.enabled {
+            forwarder.forward(bridge, ports.load(), &source.port, source.pair);
+        } else {
+            queue
+                .counters()
+                .drops
+                .add(DropReason::QueueDisabled, forwarder.sent.len() as u64);
+        }
+        for chain in forwarder.sent.chains() {
+            ring.queue.add_used(chain.head, 0);
+        }
+        if ring.queue.publish() {
+            queue.counters().notifications.add(1);
+            forwarder.notify_later(ring.state.call.as_ref());
+        }
+        let now = fault_count();
+        if *faults != now {
+            *faults = now;
+            forwarder.stop_poisoned(ports.load());
+            if ring.queue.memory().is_poisoned() {
+                ring.state.fail(&"its memory was truncated");
+            }
+        }
+        drop(guard);
+        forwarder.notify();
+        Served::Burst
+    }
+
+    fn is_idle_long(&mut self, number: usize) -> bool {
+        let Some(window) = self.window else { return false };
+        if window.is_zero() {
+            return true;
+        }
+        let now = Instant::now();
+        let since = *self.activity[number].idle_since.get_or_insert(now);
+        now.duration_since(since) >= window
+    }
+
+    /// Asks the guest to kick, and looks once more; true if the queue stays active after all.
+    fn arm(&mut self, number: usize) -> bool {
+        let Some(Some(source)) = self.sources.load().get(number) else {
+            return false;
+        };
+        let Some(queue) = source.queue() else { return false };
+        let Some(mut guard) = queue.ring.try_enter() else {
+            return true;
+        };
+        let Some(ring) = guard.as_mut().filter(|ring| !ring.state.broken) else {
+            return false;
+        };
+        let activity = &mut self.activity[number];
+        if ring.kick.is_none() {
+            activity.never_kicks = true;
+            return true;
+        }
+        activity.never_kicks = false;
+        let more = ring.queue.enable_notification();
+        // If frames came meanwhile, kicks are unwanted again.
+        activity.fresh = more;
+        activity.idle_since = None;
+        more
+    }
+
+    fn only_never_kicking(&self) -> bool {
+        self.active
+            .iter()
+            .all(|&number| self.activity[number].never_kicks)
+    }
+
+    /// Waits for kicks and wishes, and makes their queues active.
+    fn wait(&mut self, timeout: Option<&Timespec>) {
+        self.events.clear();
+        if let Err(error) = epoll::wait(&self.shared.epoll, spare_capacity(&mut self.events), timeout)
+            && error != rustix::io::Errno::INTR
+        {
+            tracing::error!("a worker cannot wait for kicks: {error}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        if timeout.is_none() {
+            self.shared.count_wakeup();
+        }
+        for place in 0..self.events.len() {
+            match self.events[place].data.u64() {
+                WAKE => self.attend(),
+                number => self.activate(usize::try_from(number).unwrap_or(usize::MAX)),
+            }
+        }
+    }
+
+    /// Looks at the queues that the control plane changed.
+    fn attend(&mut self) {
+        self.shared.drain_wake();
+        self.forwarder.release();
+        let sources = Arc::clone(self.sources.load());
+        for (number, source) in sources.iter().enumerate() {
+            if source
+                .as_ref()
+                .and_then(Source::queue)
+                .is_some_and(IngressQueue::take_attention)
+            {
+                self.activate(number);
+            }
+        }
+    }
+
+    fn activate(&mut self, number: usize) {
+        if number >= self.sources.load().len() {
+            return;
+        }
+        if number >= self.activity.len() {
+            self.activity.resize(number + 1, Activity::default());
+        }
+        let activity = &mut self.activity[number];
+        if !activity.active {
+            *activity = Activity {
+                active: true,
+                fresh: true,
+                ..Activity::default()
+            };
+            self.active.push(number);
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! A switch in the test's own process, with guests on it.
+
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::path::PathBuf;
+
+use vswitch::config::{BridgeConfig, BridgeSettings};
+use vswitch::mac::MacAddr;
+use vswitch::model::{NewPort, PortState, PortView};
+use vswitch::switch::Switch;
+
+use super::guest::{Guest, Options, wait_for};
+
+pub(crate) struct Net {
+    pub(crate) switch: Switch,
+    folder: tempfile::TempDir,
+}
+
+impl Net {
+    pub(crate) fn new() -> Self {
+        Self::with(BridgeSettings::default())
+    }
+
+    pub(crate) fn with(settings: BridgeSettings) -> Self {
+        let config = BridgeConfig {
+            settings,
+            ..BridgeConfig::default()
+        };
+        Self {
+            switch: Switch::start("test", config, None).unwrap(),
+            folder: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    pub(crate) fn socket(&self, port: &str) -> PathBuf {
+        self.folder.path().join(port)
+    }
+
+    pub(crate) fn new_port(&self, name: &str, pairs: usize) -> NewPort {
+        NewPort {
+            socket: Some(self.socket(name)),
+            queues: u16::try_from(pairs).unwrap(),
+            ..NewPort::new(name)
+        }
+    }
+
+    /// Adds a port and connects a guest to it.
+    pub(crate) fn guest(&self, name: &str) -> Guest {
+        self.guest_with(name, Options::default())
+    }
+
+    pub(crate) fn guest_with(&self, name: &str, options: Options) -> Guest {
+        self.switch.add_port(&self.new_port(name, options.pairs)).unwrap();
+        self.connect(name, options)
+    }
+
+    /// Connects a guest to a port that is there.
+    pub(crate) fn connect(&self, name: &str, options: Options) -> Guest {
+        let pairs = options.pairs;
+        let guest = Guest::connect(&self.socket(name), options);
+        wait_for("all queue pairs", || {
+            usize::from(self.port(name).enabled_queue_pairs) == pairs
+        });
+        guest
+    }
+
+    pub(crate) fn port(&self, name: &str) -> PortView {
+        self.switch.port_view(name).unwrap()
+    }
+
+    pub(crate) fn is_up(&self, name: &str) -> bool {
+        self.port(name).state == PortState::Up
+    }
+
+    pub(crate) fn drops(&self, name: &str, reason: &str) -> u64 {
+        self.port(name).counters.drops.get(reason).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn total_drops(&self, name: &str) -> u64 {
+        self.port(name).counters.drops.values().sum()
+    }
+
+    /// The port that an address is known on.
+    pub(crate) fn known(&self, mac: MacAddr) -> Option<String> {
+        self.switch
+            .fdb_entries()
+            .into_iter()
+            .find(|entry| entry.mac == mac)
+            .map(|entry| entry.port)
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        self.switch.stop();
+    }
+}
+
+/// The address of guest number `n`.
+pub(crate) fn mac(n: u8) -> MacAddr {
+    MacAddr::new([2, 0, 0, 0, 0, n])
+}
+
+pub(crate) const BROADCAST: MacAddr = MacAddr::new([0xff; 6]);
+
+/// A frame of `len` bytes whose payload tells it from others.
+pub(crate) fn frame(to: MacAddr, from: MacAddr, tag: u8, len: usize) -> Vec<u8> {
+    let mut frame = [&to.octets()[..], &from.octets(), &[0x88, 0xb5]].concat();
+    let payload = len.saturating_sub(frame.len());
+    frame.extend((0..payload).map(|at| tag.wrapping_add(u8::try_from(at % 251).unwrap())));
+    frame
+}
+
+/// A UDP datagram over IPv4, for flows told apart by their ports.
+pub(crate) fn udp(to: u8, from: u8, ports: [u16; 2], tag: u8) -> Vec<u8> {
+    let mut frame = [&mac(to).octets()[..], &mac(from).octets(), &[8, 0]].concat();
+    frame.extend([
+        0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, from, 10, 0, 0, to,
+    ]);
+    frame.extend(ports[0].to_be_bytes());
+    frame.extend(ports[1].to_be_bytes());
+    frame.extend([0, 26, 0, 0]);
+    frame.extend([tag; 18]);
+    frame
+}
