@@ -1,0 +1,128 @@
+//! A queue pair on one queue of a tap device.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use virtio::memory::GuestSlice;
+use virtio::net::{HEADER_LEN, NetHeader};
+
+use super::{Sent, Wire};
+use crate::nic::{Delivery, MAX_FRAME, Receiver};
+use crate::tap::TapQueue;
+
+/// More frames than the queue of a tap ever holds.
+const STALE: usize = 4096;
+
+/// A tap queue as a wire.
+#[derive(Debug)]
+pub struct TapWire {
+    queue: TapQueue,
+    /// The one queue through which properties of the whole device are set.
+    leader: bool,
+    /// Whether the host puts frames into the queue; `None`: always, as the device has but one.
+    attached: Option<bool>,
+    /// The last frame read, in case the receiver had no room for it.
+    frame: Box<[u8]>,
+    held: Option<usize>,
+    /// Since the last event, not yet read until empty.
+    ready: bool,
+}
+
+impl TapWire {
+    /// Wires for all queues of a device.
+    pub fn all(queues: Vec<TapQueue>) -> Vec<Self> {
+        let many = queues.len() > 1;
+        let wires = queues.into_iter().enumerate().map(|(at, queue)| Self {
+            queue,
+            leader: at == 0,
+            attached: many.then_some(true),
+            frame: vec![0; HEADER_LEN + MAX_FRAME].into_boxed_slice(),
+            held: None,
+            ready: true,
+        });
+        wires.collect()
+    }
+
+    /// Throw away what came while nobody wanted it.
+    fn drain(&mut self) {
+        self.held = None;
+        for _ in 0..STALE {
+            if !matches!(self.queue.read(&mut self.frame), Ok(Some(_))) {
+                break;
+            }
+        }
+    }
+}
+
+impl Wire for TapWire {
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.queue.as_fd()]
+    }
+
+    fn event(&mut self) {
+        self.ready = true;
+    }
+
+    fn features_acked(&mut self, acked: u64) -> io::Result<()> {
+        // A frame from before may have offloads that this driver knows nothing of.
+        self.held = None;
+        if self.leader {
+            self.queue.set_offload(acked).map_err(io::Error::other)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The host spreads frames over all attached queues: one that nobody reads must not get any.
+    fn set_enabled(&mut self, enabled: bool) -> io::Result<()> {
+        if self.attached.is_some_and(|attached| attached != enabled) {
+            self.queue.set_attached(enabled)?;
+            self.attached = Some(enabled);
+        }
+        self.drain();
+        self.ready = true;
+        Ok(())
+    }
+
+    fn send(&mut self, header: &NetHeader, chain: &[GuestSlice<'_>], off: usize) -> Sent {
+        match self.queue.write(&header.to_bytes(), chain, off) {
+            Ok(true) => Sent::Done,
+            Ok(false) => Sent::Full,
+            // EINVAL: an offload the kernel makes no sense of; EIO: the interface is down; EBADFD: it is gone.
+            Err(_) => Sent::Refused,
+        }
+    }
+
+    fn flush(&mut self) {}
+
+    fn receive(&mut self, receiver: &mut Receiver<'_>) {
+        while receiver.wants_more() {
+            let len = match self.held.take() {
+                Some(len) => len,
+                None => match self.queue.read(&mut self.frame) {
+                    Ok(Some(len)) if len > HEADER_LEN => len,
+                    // Shorter than its own header: nothing a guest could be given.
+                    Ok(Some(_)) => continue,
+                    Ok(None) | Err(_) => {
+                        self.ready = false;
+                        break;
+                    }
+                },
+            };
+            let (Some(header), Some(frame)) = (
+                self.frame.first_chunk::<HEADER_LEN>(),
+                self.frame.get(HEADER_LEN..len),
+            ) else {
+                continue;
+            };
+            if receiver.deliver(&NetHeader::from_bytes(header), frame) == Delivery::NoRoom {
+                self.held = Some(len);
+                break;
+            }
+        }
+    }
+
+    fn is_ready(&mut self) -> bool {
+        self.ready || self.held.is_some()
+    }
+}
