@@ -1,3 +1,4 @@
 //! Placeholder.
 
 pub mod agent;
+pub mod measure;

@@ -18,6 +18,9 @@ pub use vectored::{read_vectored, write_vectored};
 /// The most regions a map may have (what the `vhost` crate offers as memory slots).
 pub const MAX_REGIONS: usize = 509;
 
+/// Up to this many regions, looking one up takes no branches.
+const FEW: usize = 8;
+
 /// Why memory was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum MemoryError {
@@ -99,6 +102,8 @@ impl Span {
 pub struct MemoryMap {
     /// Sorted by guest address.
     spans: Vec<Span>,
+    /// Where the spans start when there are few, then `u64::MAX`: found without a branch to mispredict.
+    starts: [u64; FEW],
     /// In the order of `spans`; keeps the mappings.
     regions: Vec<Arc<Region>>,
 }
@@ -132,7 +137,15 @@ impl MemoryMap {
                 ptr: r.ptr(),
             })
             .collect();
-        Ok(Self { spans, regions })
+        let mut starts = [u64::MAX; FEW];
+        for (start, region) in starts.iter_mut().zip(&regions) {
+            *start = region.guest_addr();
+        }
+        Ok(Self {
+            spans,
+            starts,
+            regions,
+        })
     }
 
     /// The map with one more region.
@@ -238,7 +251,19 @@ impl MemoryMap {
     /// The span that `gpa` is in.
     #[inline]
     fn find(&self, gpa: u64) -> Option<usize> {
-        let at = self.spans.partition_point(|s| s.start <= gpa).checked_sub(1)?;
-        (gpa - self.spans[at].start < self.spans[at].len).then_some(at)
+        let after = if self.spans.len() <= FEW {
+            self.starts
+                .iter()
+                .map(|start| usize::from(*start <= gpa))
+                .sum::<usize>()
+        } else {
+            self.spans.partition_point(|s| s.start <= gpa)
+        };
+        let at = after.checked_sub(1)?;
+        let span = self.spans.get(at)?;
+        (gpa - span.start < span.len).then_some(at)
     }
 }
+
+#[cfg(test)]
+mod tests;

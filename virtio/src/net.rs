@@ -164,3 +164,6 @@ impl NetHeader {
         Ok(clean)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,5 +8,6 @@ pub mod bus;
 mod fd;
 pub mod hv;
 pub mod memory;
+pub mod pci;
 pub mod vhost_user;
 pub mod virtio;

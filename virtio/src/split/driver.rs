@@ -67,7 +67,7 @@ pub struct DriverQueue {
 }
 
 impl DriverQueue {
-    /// Builds an empty queue in zeroed ring memory. Starts at index `config.next_avail`, which must be what the device end
+    /// Builds an empty queue, to be done before the device starts. Starts at index `config.next_avail`, which must be what the device end
     /// starts at; `config.used_idx` likewise. `tables` is used for chains of several buffers when `config.indirect` is set.
     pub fn new(
         mem: Arc<MemoryMap>,
@@ -86,7 +86,10 @@ impl DriverQueue {
                 });
             }
         }
+        // Before the device starts, the rings are the driver's to set up.
         ring.set_avail_idx(config.next_avail);
+        ring.set_used_flags(0);
+        ring.set_used_idx(config.used_idx);
         let mut queue = Self {
             ring,
             event_idx: config.event_idx,

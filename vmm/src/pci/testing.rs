@@ -1,0 +1,107 @@
+//! A hypervisor that writes down what it is asked for, and functions to put into slots.
+
+use std::sync::{Arc, Mutex};
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::platform::{Platform, Vector};
+use crate::hv::HvError;
+
+/// What was asked for, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    Route(usize, u64, u32),
+    Unmask(usize),
+    Mask(usize),
+    Reset(usize),
+    Ioeventfd(u64),
+    NoIoeventfd(u64),
+}
+
+pub(crate) type Calls = Arc<Mutex<Vec<Call>>>;
+
+#[derive(Debug, Default)]
+pub(crate) struct FakePlatform {
+    pub(crate) calls: Calls,
+    vectors: Mutex<usize>,
+    /// Addresses that cannot have an ioeventfd.
+    pub(crate) refused: Mutex<Vec<u64>>,
+}
+
+impl FakePlatform {
+    pub(crate) fn take(&self) -> Vec<Call> {
+        std::mem::take(&mut self.calls.lock().unwrap())
+    }
+}
+
+impl Platform for FakePlatform {
+    fn new_vector(&self) -> Result<Box<dyn Vector>, HvError> {
+        let mut vectors = self.vectors.lock().unwrap();
+        let vector = FakeVector {
+            id: *vectors,
+            fd: EventFd::new(EFD_NONBLOCK).unwrap(),
+            calls: Arc::clone(&self.calls),
+        };
+        *vectors += 1;
+        Ok(Box::new(vector))
+    }
+
+    fn register_ioeventfd(&self, _event: &EventFd, addr: u64) -> Result<(), HvError> {
+        if self.refused.lock().unwrap().contains(&addr) {
+            return Err(HvError::Missing("room"));
+        }
+        self.calls.lock().unwrap().push(Call::Ioeventfd(addr));
+        Ok(())
+    }
+
+    fn unregister_ioeventfd(&self, _event: &EventFd, addr: u64) -> Result<(), HvError> {
+        self.calls.lock().unwrap().push(Call::NoIoeventfd(addr));
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct FakeVector {
+    id: usize,
+    fd: EventFd,
+    calls: Calls,
+}
+
+impl FakeVector {
+    fn record(&self, call: Call) {
+        self.calls.lock().unwrap().push(call);
+    }
+}
+
+impl Vector for FakeVector {
+    fn irqfd(&self) -> &EventFd {
+        &self.fd
+    }
+
+    fn set_route(&self, addr: u64, data: u32) -> Result<(), HvError> {
+        self.record(Call::Route(self.id, addr, data));
+        Ok(())
+    }
+
+    fn unmask(&self) -> Result<(), HvError> {
+        self.record(Call::Unmask(self.id));
+        Ok(())
+    }
+
+    fn mask(&self) -> Result<(), HvError> {
+        self.record(Call::Mask(self.id));
+        Ok(())
+    }
+
+    fn is_pending(&self) -> bool {
+        let Ok(count) = self.fd.read() else { return false };
+        self.fd.write(count).unwrap();
+        true
+    }
+
+    fn reset(&self) -> Result<(), HvError> {
+        let _ = self.fd.read();
+        self.record(Call::Reset(self.id));
+        Ok(())
+    }
+}
