@@ -1,4 +1,15 @@
-//! Placeholder.
+//! Labs: whole networks of virtual machines, described by one file.
+//!
+//! [`check::load`] reads and checks a lab file and gives a [`lab::Lab`].
+
+#![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod check;
+pub mod lab;
+pub mod mac;
 pub mod measure;
+mod memory_size;
+pub mod paths;
+pub mod problem;
+mod schema;

@@ -1,0 +1,215 @@
+use std::path::Path;
+
+use super::check;
+use crate::lab::Lab;
+use crate::paths::RunDir;
+
+const TWO: &str = "\
+name: two
+switches:
+  lan:
+    mtu: 1400
+nodes:
+  a:
+    image: base
+    nics:
+      - switch: lan
+        ip: 10.0.0.1/24
+  b:
+    image: base
+    nics:
+      - {switch: lan, ip: 10.0.0.2/24, queues: 2}
+";
+
+fn run() -> RunDir {
+    RunDir::new("/run/netyard")
+}
+
+fn good(text: &str) -> Lab {
+    check(Path::new("x.lab.yaml"), text, &run()).expect("a lab without faults")
+}
+
+/// The problems of `TWO` with `from` replaced by `to`.
+fn problems_with(from: &str, to: &str) -> String {
+    assert!(TWO.contains(from));
+    problems(&TWO.replacen(from, to, 1))
+}
+
+fn problems(text: &str) -> String {
+    check(Path::new("x.lab.yaml"), text, &run())
+        .expect_err("a lab with faults")
+        .to_string()
+}
+
+#[test]
+fn defaults_are_filled_in() {
+    let lab = good(TWO);
+    let nic = &lab.nodes[0].nics[0];
+    assert_eq!((nic.mtu, nic.queues, nic.isolate), (1400, 1, false));
+    assert_eq!(
+        (lab.nodes[0].cpus, lab.nodes[0].memory_mib, lab.nodes[0].agent),
+        (1, 512, true)
+    );
+    assert_eq!(nic.mac, crate::mac::generate("two", "a", 0));
+    assert_eq!(good(&TWO.replacen("name: two\n", "", 1)).name, "x");
+    assert_eq!(lab.bridge("lan"), "two.lan");
+}
+
+#[test]
+fn an_unknown_key_is_refused_at_every_level_with_the_nearest_one() {
+    assert_eq!(
+        problems_with("nodes:", "nods:"),
+        "x.lab.yaml:5:1: unknown key `nods`; did you mean `nodes`? (keys known here: name, switches, nodes)"
+    );
+    assert_eq!(
+        problems_with("mtu: 1400", "mtuu: 1400"),
+        "x.lab.yaml:4:5: unknown key `mtuu`; did you mean `mtu`? (keys known here: mtu, ageing, fdb_size, on_full, \
+         workers)"
+    );
+    assert_eq!(
+        problems_with("image: base\n", "image: base\n    memroy: 1G\n"),
+        "x.lab.yaml:8:5: unknown key `memroy`; did you mean `memory`? (keys known here: image, kernel, initrd, \
+         cmdline, agent, cpus, memory, nics, disks)"
+    );
+    assert_eq!(
+        problems_with("queues: 2", "queue: 2"),
+        "x.lab.yaml:14:40: unknown key `queue`; did you mean `queues`? (keys known here: switch, mac, ip, queues, \
+         isolate, mtu)"
+    );
+    assert_eq!(
+        problems_with("image: base\n", "image: base\n    disks: [{file: x}]\n"),
+        "x.lab.yaml:8:14: unknown key `file` (keys known here: path, readonly)"
+    );
+}
+
+#[test]
+fn values_of_the_wrong_kind_say_what_is_needed() {
+    assert_eq!(
+        problems_with("queues: 2", "queues: two"),
+        "x.lab.yaml:14:48: not a whole number of at least 0; write digits only"
+    );
+    assert_eq!(
+        problems_with("queues: 2", "isolate: yes"),
+        "x.lab.yaml:14:49: not a truth value; write true or false"
+    );
+    assert_eq!(
+        problems_with("mtu: 1400", "on_full: flod"),
+        "x.lab.yaml:4:14: unknown value `flod`; did you mean `flood`? (values known here: flood, evict-lru, \
+         evict-fair, drop)"
+    );
+    assert_eq!(
+        problems_with(
+            "- {switch: lan, ip: 10.0.0.2/24, queues: 2}",
+            "- {ip: 10.0.0.2/24}"
+        ),
+        "x.lab.yaml:14:10: the key `switch` is missing; add it"
+    );
+    assert_eq!(
+        problems_with("  b:", "  a:"),
+        "x.lab.yaml:11:3: `a` is given twice; rename or remove one of them"
+    );
+    assert_eq!(problems("name: ["), "");
+}
+
+#[test]
+fn every_problem_is_reported_in_the_order_of_the_file() {
+    let text = TWO
+        .replacen("switch: lan\n", "switch: lam\n", 1)
+        .replacen("10.0.0.2/24", "10.0.0.2", 1)
+        .replacen("queues: 2", "queues: 17", 1);
+    assert_eq!(
+        problems(&text),
+        "x.lab.yaml:9:17: there is no switch `lam`; did you mean `lan`? (switches of this lab: lan)\n\
+         x.lab.yaml:14:27: 10.0.0.2 has no prefix length; write e.g. 10.0.0.2/24\n\
+         x.lab.yaml:14:45: `queues` cannot be 17; use 1 to 16"
+    );
+}
+
+#[test]
+fn addresses_are_checked() {
+    assert_eq!(
+        problems_with("10.0.0.2/24", "10.0.0.1/24"),
+        "x.lab.yaml:14:27: 10.0.0.1 is the address of NIC a-0 already; give one of them another"
+    );
+    for (bad, why) in [
+        ("10.0.0.0/24", "is the address of the network"),
+        ("10.0.0.255/24", "is the broadcast address"),
+        ("10.0.0.300/24", "is not an address"),
+        ("10.0.0.1/33", "is not an address"),
+        ("224.0.0.1/24", "multicast"),
+        ("\"::1/64\"", "loopback"),
+        ("\"fd00::1\"", "write e.g. fd00::1/64"),
+    ] {
+        let text = problems_with("10.0.0.2/24", bad);
+        assert!(text.contains(why), "{bad}: {text}");
+    }
+    good(&TWO.replace("10.0.0.2/24", "\"fd00::1/64\""));
+    good(&TWO.replace("10.0.0.2/24", "10.0.1.0/31"));
+}
+
+#[test]
+fn macs_are_unique_even_against_generated_ones() {
+    let generated = crate::mac::generate("two", "a", 0);
+    assert_eq!(
+        problems_with("queues: 2", &format!("mac: \"{generated}\"")),
+        format!("x.lab.yaml:9:17: {generated} is the address of NIC b-0 already; give one of them another")
+    );
+    assert!(problems_with("queues: 2", "mac: \"01:00:00:00:00:00\"").contains("group address"));
+}
+
+#[test]
+fn limits_are_kept() {
+    assert_eq!(
+        problems_with("image: base\n", "image: base\n    memory: 64M\n"),
+        "x.lab.yaml:8:13: 64M is too little memory; use at least 128M"
+    );
+    assert_eq!(
+        problems_with("image: base\n", "image: base\n    memory: 512\n"),
+        "x.lab.yaml:8:13: `512` has no unit; write e.g. 512M or 2G"
+    );
+    assert_eq!(
+        problems_with("image: base\n", "image: base\n    cpus: 64\n"),
+        "x.lab.yaml:8:11: `cpus` cannot be 64; use 1 to 32"
+    );
+    assert_eq!(
+        problems_with("queues: 2", "mtu: 1500"),
+        "x.lab.yaml:14:45: `mtu` cannot be 1500; use 68 to 1400"
+    );
+    assert!(problems_with("  b:", "  b_1:").contains("cannot name a node"));
+    assert!(problems_with("name: two", "name: two.lan").contains("cannot name a lab"));
+}
+
+#[test]
+fn a_node_boots_exactly_one_thing() {
+    assert!(problems_with("    image: base\n", "").contains("has nothing to boot"));
+    assert!(
+        problems_with("image: base\n", "image: base\n    kernel: /dev/null\n").contains("remove `image` or")
+    );
+    assert!(
+        problems_with("image: base\n", "image: base\n    initrd: /dev/null\n").contains("has its own initrd")
+    );
+    assert!(problems_with("image: base\n", "kernel: /no/such\n").contains("cannot be opened"));
+    let lab = good(&TWO.replacen("image: base\n", "kernel: /dev/null\n", 1));
+    assert!(!lab.nodes[0].agent);
+}
+
+#[test]
+fn socket_paths_that_are_too_long_are_refused_before_anything_runs() {
+    let deep = RunDir::new(format!("/tmp/{}", "x".repeat(80)));
+    let text = check(Path::new("x.lab.yaml"), TWO, &deep)
+        .unwrap_err()
+        .to_string();
+    assert!(text.contains("a shorter NETYARD_RUN_DIR"), "{text}");
+    assert!(text.contains("x.lab.yaml:6:3: its socket /tmp/xxx"), "{text}");
+}
+
+#[test]
+fn the_labs_that_come_with_netyard_are_good() {
+    let labs = Path::new(env!("CARGO_MANIFEST_DIR")).join("labs");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(labs).unwrap() {
+        super::load(&entry.unwrap().path(), &run()).unwrap();
+        seen += 1;
+    }
+    assert!(seen > 0);
+}
