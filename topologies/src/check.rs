@@ -1,7 +1,6 @@
 //! Checks a lab file's contents and fills in the defaults. Every problem is reported, not just the first.
 
 use std::collections::HashMap;
-use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +23,8 @@ const MAX_NICS: usize = 8;
 const MAX_DISKS: usize = 8;
 /// Least guest memory: below it a distribution's kernel does not unpack its initial RAM file system.
 const MIN_MEMORY_MIB: u64 = 128;
+/// What a node boots that says nothing of it.
+const DEFAULT_IMAGE: &str = "debian";
 const DEFAULT_MEMORY_MIB: u64 = 512;
 /// The kernel refuses a longer command line; the rest is for the words that the lab adds.
 const MAX_CMDLINE: usize = 1024;
@@ -252,7 +253,7 @@ impl<'a> Checker<'a> {
         let at = name.referenced;
         self.name("node", &name.value, at);
         let agent = spec.agent.as_ref().map(|agent| agent.value);
-        let boot = self.boot(&spec, at);
+        let boot = self.boot(&spec);
         if spec.nics.len() > MAX_NICS {
             self.refuse(
                 at,
@@ -294,7 +295,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn boot(&mut self, spec: &RawNode, at: Location) -> Boot {
+    fn boot(&mut self, spec: &RawNode) -> Boot {
         match (&spec.image, &spec.kernel) {
             (Some(image), Some(_)) => {
                 self.refuse(
@@ -317,10 +318,15 @@ impl<'a> Checker<'a> {
                 let initrd = spec.initrd.as_ref().map(|initrd| self.existing(initrd));
                 return Boot::Kernel { kernel, initrd };
             }
-            (None, None) => self.refuse(
-                at,
-                "has nothing to boot; add `image: base`, or `kernel` and `initrd`",
-            ),
+            (None, None) => {
+                if let Some(initrd) = &spec.initrd {
+                    self.refuse(
+                        initrd.referenced,
+                        "an `initrd` needs a kernel to load it; add `kernel`",
+                    );
+                }
+                return Boot::Image(DEFAULT_IMAGE.to_owned());
+            }
         }
         Boot::Image(String::new())
     }
@@ -474,17 +480,17 @@ fn parse_address(text: &str) -> Result<IpNet, String> {
     let net: IpNet = text
         .parse()
         .map_err(|_| format!("`{text}` is not an address with a prefix length; write e.g. 10.0.0.1/24"))?;
-    let unusable = |kind: &dyn Display| Err(format!("{text} is {kind}, not a host's; choose another"));
+    let unusable = |kind: &str| Err(format!("{text} is {kind}, not a host's; choose another"));
     let addr = net.addr();
     if addr.is_unspecified() || addr.is_multicast() || addr.is_loopback() {
-        return unusable(&"an unspecified, multicast or loopback address");
+        return unusable("an unspecified, multicast or loopback address");
     }
     let host_bits = net.max_prefix_len() - net.prefix_len();
     if host_bits > 1 && addr == net.network() {
-        return unusable(&"the address of the network");
+        return unusable("the address of the network");
     }
     if net.addr().is_ipv4() && host_bits > 1 && addr == net.broadcast() {
-        return unusable(&"the broadcast address of the network");
+        return unusable("the broadcast address of the network");
     }
     Ok(net)
 }

@@ -6,10 +6,17 @@
 
 pub mod agent;
 pub mod check;
+pub mod control;
+pub mod engine;
 pub mod lab;
+pub mod lock;
 pub mod mac;
 pub mod measure;
 mod memory_size;
 pub mod paths;
+pub mod plan;
 pub mod problem;
+pub mod process;
+pub mod programs;
 mod schema;
+pub mod state;

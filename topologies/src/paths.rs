@@ -2,11 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::agent::Channels;
+
 /// Longest path that a Unix socket address can hold, without its final NUL.
 pub const MAX_SOCKET_PATH: usize = 107;
-
-/// Channels to the agent in each machine; each serves one session at a time.
-pub const AGENT_CHANNELS: usize = 8;
 
 /// The run folder that all labs of one user share.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,9 +110,9 @@ impl NodeDir {
         self.0.join("pid")
     }
 
-    /// One of the channels to the agent.
-    pub fn agent_socket(&self, channel: usize) -> PathBuf {
-        self.0.join(format!("agent.{channel}.sock"))
+    /// The channels to the agent in the machine.
+    pub fn channels(&self) -> Channels {
+        Channels::of_guest(&self.0)
     }
 
     /// The socket of the process that stands between NIC `nic` and its switch.
@@ -129,7 +128,8 @@ impl NodeDir {
     /// Every socket path that a machine with `nics` NICs may need.
     pub fn sockets(&self, nics: usize) -> Vec<PathBuf> {
         let mut all = vec![self.api_socket(), self.serial_socket()];
-        all.extend((0..AGENT_CHANNELS).map(|channel| self.agent_socket(channel)));
+        let channels = self.channels();
+        all.extend((0..channels.count()).map(|channel| channels.socket(channel)));
         all.extend((0..nics).map(|nic| self.isolate_socket(nic)));
         all
     }

@@ -154,7 +154,7 @@ fn explain(error: &serde_saphyr::Error) -> Problem {
             if let Some(cut) = text.rfind(" at line ") {
                 text.truncate(cut);
             }
-            format!("not readable as YAML: {}", text.replace('\n', " "))
+            format!("not understood: {}", text.replace('\n', " "))
         }
     };
     Problem::at(location, text)

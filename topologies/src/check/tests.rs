@@ -108,7 +108,10 @@ fn values_of_the_wrong_kind_say_what_is_needed() {
         problems_with("  b:", "  a:"),
         "x.lab.yaml:11:3: `a` is given twice; rename or remove one of them"
     );
-    assert_eq!(problems("name: ["), "");
+    assert_eq!(
+        problems("name: ["),
+        "x.lab.yaml:1:7: not understood: expected string scalar"
+    );
 }
 
 #[test]
@@ -181,7 +184,9 @@ fn limits_are_kept() {
 
 #[test]
 fn a_node_boots_exactly_one_thing() {
-    assert!(problems_with("    image: base\n", "").contains("has nothing to boot"));
+    let lab = good(&TWO.replacen("    image: base\n", "", 1));
+    assert_eq!(lab.nodes[0].boot, crate::lab::Boot::Image("debian".into()));
+    assert!(problems_with("image: base\n", "initrd: /dev/null\n").contains("add `kernel`"));
     assert!(
         problems_with("image: base\n", "image: base\n    kernel: /dev/null\n").contains("remove `image` or")
     );
