@@ -291,7 +291,7 @@ impl<'a> Checker<'a> {
                 .memory
                 .map_or(DEFAULT_MEMORY_MIB, |memory| self.memory(&memory)),
             nics,
-            disks: spec.disks.into_iter().map(|disk| self.disk(disk)).collect(),
+            disks: spec.disks.iter().map(|disk| self.disk(disk)).collect(),
         }
     }
 
@@ -382,7 +382,7 @@ impl<'a> Checker<'a> {
         full
     }
 
-    fn disk(&mut self, disk: RawDisk) -> Disk {
+    fn disk(&mut self, disk: &RawDisk) -> Disk {
         Disk {
             path: self.existing(&disk.path),
             readonly: disk.readonly.unwrap_or(false),

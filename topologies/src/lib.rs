@@ -1,6 +1,6 @@
 //! Labs: whole networks of virtual machines, described by one file.
 //!
-//! [`check::load`] reads and checks a lab file and gives a [`lab::Lab`].
+//! [`check::load`] reads and checks a lab file and gives a [`lab::Lab`]; [`plan::Plan`] says which processes it takes.
 
 #![forbid(unsafe_code)]
 
