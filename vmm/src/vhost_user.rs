@@ -16,6 +16,9 @@ mod socket;
 mod supervisor;
 mod watchdog;
 
+#[cfg(test)]
+mod tests;
+
 pub use features::FeatureNames;
 pub use link::{LinkError, Timeouts};
 pub use net::{MAX_QUEUE_PAIRS, NicError, NicMemory, NicMonitor, NicOptions, VhostUserNet};

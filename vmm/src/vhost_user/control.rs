@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::features;
 use super::shared::Shared;
 use crate::fd::borrow;
-use crate::virtio::device::{ActivateError, ActiveQueue, QueueIrq};
+use crate::virtio::device::{ActivateError, ActiveQueue, ConfigIrq, QueueIrq};
 
 /// Classes and commands, from the standard's section on the control virtqueue.
 const CLASS_ANNOUNCE: u8 = 3;
@@ -72,6 +72,7 @@ struct Worker {
     mem: Arc<GuestMemoryMmap>,
     kick: EventFd,
     irq: QueueIrq,
+    config_irq: ConfigIrq,
     stop: Arc<Stop>,
     shared: Arc<Shared>,
     acked: u64,
@@ -86,6 +87,7 @@ impl ControlQueue {
         acked: u64,
         max_pairs: u16,
         shared: Arc<Shared>,
+        config_irq: ConfigIrq,
     ) -> Result<Self, ActivateError> {
         let stop = Arc::new(Stop {
             requested: AtomicBool::new(false),
@@ -97,6 +99,7 @@ impl ControlQueue {
             mem,
             kick: queue.kick,
             irq: queue.irq,
+            config_irq,
             stop: Arc::clone(&stop),
             shared,
             acked,
@@ -139,6 +142,7 @@ impl Worker {
                         "{}: the guest broke its control queue: {e}; its driver has to be reset",
                         self.name
                     );
+                    self.config_irq.needs_reset();
                     return;
                 }
             }

@@ -25,7 +25,7 @@ use crate::memory::RamRegion;
 /// What a `SET_MEM_TABLE` message has room for.
 const TABLE_REGIONS: usize = 8;
 
-/// How long a back-end may take over one step of its life.
+/// How long a back-end may take over one step of its life, and how long the next one is waited for.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
     /// From connection to the answer to the last message of the negotiation.
@@ -34,6 +34,8 @@ pub struct Timeouts {
     pub start: Duration,
     /// To stop its rings, or to change which are enabled.
     pub change: Duration,
+    /// The longest pause before the next attempt on a back-end that fails again and again.
+    pub longest_pause: Duration,
 }
 
 impl Default for Timeouts {
@@ -43,6 +45,7 @@ impl Default for Timeouts {
             negotiate: Duration::from_secs(10),
             start: Duration::from_secs(10),
             change: Duration::from_secs(5),
+            longest_pause: Duration::from_millis(500),
         }
     }
 }

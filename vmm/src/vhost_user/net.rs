@@ -278,14 +278,16 @@ impl VirtioDevice for VhostUserNet {
             .map(|at| queues.remove(at));
         // Queues that the guest was not told of carry nothing.
         queues.retain(|q| q.index < control_index);
-        let ram = mem.mem.clone();
+        let (ram, events) = (mem.mem.clone(), config_irq.clone());
         let nic = Box::new(ActiveNic::new(acked, mem, queues, config_irq)?);
         if let Some(queue) = control
             && acked & features::CTRL_VQ != 0
         {
             let shared = Arc::clone(&self.shared);
             let pairs = control_index / 2;
-            self.control = Some(ControlQueue::start(&self.name, queue, ram, acked, pairs, shared)?);
+            self.control = Some(ControlQueue::start(
+                &self.name, queue, ram, acked, pairs, shared, events,
+            )?);
         }
         info!(
             "{}: driver ready, features {}",

@@ -45,10 +45,9 @@ pub(super) enum Command {
     Close,
 }
 
-/// First pause between two attempts, and the longest while nobody listens and while somebody fails.
+/// First pause between two attempts, and the longest while nobody listens.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE_ABSENT: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE_FAILING: Duration = Duration::from_secs(1);
 /// A link that lived this long was a good one: the next attempt starts with the first pause again.
 const GOOD_LINK: Duration = Duration::from_secs(1);
 
@@ -224,26 +223,28 @@ impl Supervisor {
                     path: self.connector.path().to_owned(),
                     source,
                 });
-                self.back_off(LONGEST_PAUSE_ABSENT);
+                self.back_off(LONGEST_PAUSE_ABSENT.min(self.timeouts.longest_pause));
             }
             Ok(Some(stream)) => {
                 match Link::open(stream, self.shared.max_pairs, &self.watchdog, self.timeouts) {
                     Err(e) => {
                         self.report(&e);
-                        self.back_off(LONGEST_PAUSE_FAILING);
+                        self.back_off(self.timeouts.longest_pause);
                     }
-                    Ok(link) => {
-                        let mut state = self.shared.lock();
-                        state.seen = Some(Offer::of(&link));
-                        state.status.connected = true;
-                        drop(state);
-                        self.shared.notify_waiters();
-                        self.link = Some(link);
-                        self.bring_up();
-                    }
+                    Ok(link) => self.adopt(link),
                 }
             }
         }
+    }
+
+    fn adopt(&mut self, link: Link) {
+        let offer = Offer::of(&link);
+        self.shared.lock().status.connected = true;
+        self.link = Some(link);
+        self.bring_up();
+        // Last: who waits for a back-end wants to see its link as well.
+        self.shared.lock().seen = Some(offer);
+        self.shared.notify_waiters();
     }
 
     fn back_off(&mut self, longest: Duration) {
@@ -304,7 +305,7 @@ impl Supervisor {
         {
             self.pause = FIRST_PAUSE;
         }
-        self.back_off(LONGEST_PAUSE_FAILING);
+        self.back_off(self.timeouts.longest_pause);
     }
 
     fn set_link(&mut self, up: bool) {
