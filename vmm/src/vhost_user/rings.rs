@@ -20,8 +20,8 @@ pub(super) struct ActiveNic {
     rings: Vec<Ring>,
     /// Back-ends signal here that a guest broke one of its rings.
     error: EventFd,
-    /// A back-end has run these rings: the next one goes on where it stopped.
-    served: bool,
+    /// A back-end may have run these rings: the next one goes on where it stopped.
+    handed_over: bool,
 }
 
 #[derive(Debug)]
@@ -77,12 +77,18 @@ impl ActiveNic {
             config_irq,
             rings,
             error,
-            served: false,
+            handed_over: false,
         })
     }
 
-    /// The rings as a back-end is told of them, the first `pairs` queue pairs enabled.
-    pub(super) fn vrings(&self, pairs: u16) -> Vec<Vring<'_>> {
+    /// The rings are about to be given to a back-end; true if one had them before.
+    pub(super) fn handed_over(&mut self) -> bool {
+        std::mem::replace(&mut self.handed_over, true)
+    }
+
+    /// The rings as a back-end is told of them, the first `pairs` queue pairs enabled. It starts them, or goes on
+    /// where another left off.
+    pub(super) fn vrings(&self, pairs: u16, go_on: bool) -> Vec<Vring<'_>> {
         self.rings
             .iter()
             .map(|ring| Vring {
@@ -91,7 +97,7 @@ impl ActiveNic {
                 desc: ring.desc,
                 avail: ring.avail,
                 used: ring.used,
-                base: self.base(ring),
+                base: if go_on { self.resume_index(ring) } else { 0 },
                 kick: &ring.queue.kick,
                 call: &ring.call,
                 error: &self.error,
@@ -103,28 +109,20 @@ impl ActiveNic {
     /// Where a back-end goes on. Back-ends complete in order, so whatever lies behind the used index has not
     /// been done: starting there loses no receive buffer, and repeats at most the burst that the last back-end
     /// died over.
-    fn base(&self, ring: &Ring) -> u16 {
-        if !self.served {
-            return 0;
-        }
+    fn resume_index(&self, ring: &Ring) -> u16 {
         let index = GuestAddress(ring.queue.used.wrapping_add(2));
         // The ring was found inside the memory when it was activated.
         self.ram.mem.load(index, Ordering::Acquire).unwrap_or_default()
     }
 
-    /// A back-end runs the rings now. Whatever was signalled to the one before it is signalled again: it took
-    /// kicks that it never served, and may have died between a used buffer and its interrupt.
-    /// True if a back-end ran them before.
-    pub(super) fn taken_over(&mut self) -> bool {
-        let again = std::mem::replace(&mut self.served, true);
+    /// A back-end runs the rings now. Whatever was signalled to one before it is signalled again: it took kicks
+    /// that it never served, and may have died between a used buffer and its interrupt.
+    pub(super) fn signal_all(&self) {
         for ring in &self.rings {
             // An eventfd that is full is signalled already.
             let _ = ring.queue.kick.write(1);
-            if again {
-                let _ = ring.call.write(1);
-            }
+            let _ = ring.call.write(1);
         }
-        again
     }
 
     /// The driver mapped a ring to another interrupt vector: where the back-end is to signal from now on.

@@ -155,8 +155,11 @@ impl Supervisor {
 
     fn activate(&mut self, nic: Box<ActiveNic>) {
         self.regions.clone_from(&nic.ram.regions);
+        let config_irq = nic.config_irq.clone();
         self.nic = Some(nic);
         self.bring_up();
+        // The driver may have read the link state before the link changed, and there was nobody to tell then.
+        config_irq.notify();
     }
 
     /// Takes the rings away from the back-end and forgets them. The guest may negotiate anew, so it is offered
@@ -272,12 +275,18 @@ impl Supervisor {
             state.rings_running = true;
             state.pairs
         };
-        if let Err(e) = link.start(&self.watchdog, nic.acked, &self.regions, &nic.vrings(pairs)) {
+        let again = nic.handed_over();
+        if let Err(e) = link.start(
+            &self.watchdog,
+            nic.acked,
+            &self.regions,
+            &nic.vrings(pairs, again),
+        ) {
             self.lose_link(&e);
             return;
         }
         let carrier = link.carrier();
-        let again = nic.taken_over();
+        nic.signal_all();
         self.enabled = pairs;
         if again && carrier && nic.acked & features::GUEST_ANNOUNCE != 0 {
             let now = Instant::now();

@@ -199,8 +199,9 @@ fn a_ring_that_the_back_end_finds_broken_asks_for_a_reset() {
     guest.drive(&mut nic);
     let mut message = backend.wait_for(SET_VRING_ERR);
     rustix::io::write(message.fds.pop().unwrap(), &1_u64.to_ne_bytes()).unwrap();
-    wait_for(&guest.config_interrupt);
-    assert!(guest.events.needs_reset());
+    while !guest.events.needs_reset() {
+        wait_for(&guest.config_interrupt);
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The NIC against an implementation that is not ours: the `vhost-user-backend` crate's daemon.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 
@@ -40,11 +40,13 @@ impl Echo {
             // Both rings first: a frame without a buffer to receive it waits.
             let mut rx_state = rx.get_mut();
             let mut tx_state = tx.get_mut();
-            let queues = (
-                tx_state.get_queue_mut().pop(&mem),
-                rx_state.get_queue_mut().pop(&mem),
-            );
-            let (Some(frame), Some(room)) = queues else { break };
+            let Some(room) = rx_state.get_queue_mut().pop(&mem) else {
+                break;
+            };
+            let Some(frame) = tx_state.get_queue_mut().pop(&mem) else {
+                rx_state.get_queue_mut().go_to_previous_position();
+                break;
+            };
             let mut bytes = [0; 64];
             mem.read_slice(&mut bytes[..frame.2], frame.1)
                 .map_err(std::io::Error::other)?;
@@ -149,8 +151,8 @@ struct Daemon {
 
 impl Daemon {
     /// Serves the next connection to `path`.
-    fn start(path: PathBuf) -> mpsc::Receiver<Self> {
-        let mut listener = Listener::new(&path, true).unwrap();
+    fn start(path: &Path) -> mpsc::Receiver<Self> {
+        let mut listener = Listener::new(path, true).unwrap();
         let (started, daemon) = mpsc::channel();
         std::thread::spawn(move || {
             let mem = GuestMemoryAtomic::new(GuestMemoryMmap::new());
@@ -206,7 +208,7 @@ fn round_trip(guest: &mut Guest, pair: usize, n: u16) {
 fn frames_go_through_on_every_pair_and_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("nic.sock");
-    let started = Daemon::start(path.clone());
+    let started = Daemon::start(&path);
     let options = crate::vhost_user::NicOptions {
         mac: None,
         ..options(&path)
@@ -244,7 +246,7 @@ fn frames_go_through_on_every_pair_and_after_a_restart() {
     while link_up(&nic) {
         wait_for(&guest.config_interrupt);
     }
-    let started = Daemon::start(path);
+    let started = Daemon::start(&path);
     let daemon = started.recv_timeout(SOON).unwrap();
     round_trip(&mut guest, 0, 2);
     round_trip(&mut guest, 1, 2);

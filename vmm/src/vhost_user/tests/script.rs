@@ -28,7 +28,7 @@ pub(super) const SET_VRING_ENABLE: u32 = 18;
 pub(super) const GET_CONFIG: u32 = 24;
 pub(super) const GET_MAX_MEM_SLOTS: u32 = 36;
 
-/// MQ, REPLY_ACK, CONFIG, CONFIGURE_MEM_SLOTS.
+/// `MQ`, `REPLY_ACK`, `CONFIG` and `CONFIGURE_MEM_SLOTS`.
 const PROTOCOL: u64 = 1 | 1 << 3 | 1 << 9 | 1 << 15;
 const REPLY: u32 = 1 << 2;
 const NEED_REPLY: u32 = 1 << 3;
@@ -85,7 +85,7 @@ impl Default for Offer {
 pub(super) struct Stage {
     pub(super) path: PathBuf,
     listener: UnixListener,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 /// A back-end at work on one connection.
@@ -100,11 +100,7 @@ impl Stage {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("nic.sock");
         let listener = UnixListener::bind(&path).unwrap();
-        Self {
-            path,
-            listener,
-            _dir: dir,
-        }
+        Self { path, listener, dir }
     }
 
     /// Takes the next connection and plays a back-end on it; `act` decides on the n-th message, from 0.
@@ -119,12 +115,12 @@ impl Stage {
 
     /// Takes the listener away, does something, and gives it back.
     pub(super) fn closed_while<T>(self, something: impl FnOnce(&Path) -> T) -> (Self, T) {
-        let Self { path, listener, _dir } = self;
+        let Self { path, listener, dir } = self;
         drop(listener);
         std::fs::remove_file(&path).unwrap();
         let result = something(&path);
         let listener = UnixListener::bind(&path).unwrap();
-        (Self { path, listener, _dir }, result)
+        (Self { path, listener, dir }, result)
     }
 }
 
