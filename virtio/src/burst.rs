@@ -37,8 +37,6 @@ pub enum ChainError {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ChainRecord {
     pub(crate) head: u16,
-    /// Ring slots taken: 1 in a split ring, the chain's descriptors in a packed one.
-    pub(crate) slots: u16,
     pub(crate) error: Option<ChainError>,
     /// Where its segments start.
     pub(crate) first: u32,

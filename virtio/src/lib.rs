@@ -12,9 +12,11 @@
 
 pub mod burst;
 pub mod checksum;
+mod collect;
 pub mod desc;
 pub mod features;
 pub mod memory;
 pub mod net;
+pub mod queue;
 pub mod segment;
 pub mod split;

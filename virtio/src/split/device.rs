@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use super::ring::{Ring, passes_event};
-use super::walk::{Collector, take_chain};
+use super::walk::take_chain;
 use super::{QueueConfig, QueueError, RingError};
 use crate::burst::{Burst, ChainRecord};
+use crate::collect::Collector;
 use crate::desc::{AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, Descriptor, USED_F_NO_NOTIFY};
 use crate::memory::{GuestSlice, MemoryMap};
 
@@ -239,7 +240,6 @@ fn single_record(head: u16, desc: Descriptor, first: u32) -> ChainRecord {
     let writable = u32::from(desc.is_writable());
     ChainRecord {
         head,
-        slots: 1,
         error: None,
         first,
         readable: 1 - writable,
