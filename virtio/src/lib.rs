@@ -6,6 +6,7 @@
 //!
 //! - [`memory`]: regions of shared memory and the map that translates guest addresses;
 //! - [`split`]: split virtqueues: [`split::device::DeviceQueue`] and [`split::driver::DriverQueue`];
+//! - [`packed`]: packed virtqueues, with the same two ends; [`queue::Queue`] is a device end of either layout;
 //! - [`burst`]: the reusable buffer that a device end pops chains into;
 //! - [`net`], [`features`]: the virtio-net header and the feature bits;
 //! - [`checksum`], [`segment`]: completing checksums and segmenting super-frames for receivers that lack the offloads.
@@ -17,6 +18,7 @@ pub mod desc;
 pub mod features;
 pub mod memory;
 pub mod net;
+pub mod packed;
 pub mod queue;
 pub mod segment;
 pub mod split;

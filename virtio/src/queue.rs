@@ -1,8 +1,16 @@
 //! What all virtqueues have in common: their configuration, their errors, and one type for either layout.
 
-use crate::burst::ChainError;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use crate::burst::{Burst, ChainError};
+use crate::memory::MemoryMap;
+use crate::{packed, split};
 
 /// Where a queue is and how it was negotiated. Frozen once the queue is built.
+///
+/// In a packed queue, `avail` is the driver's event suppression area and `used` the device's, and positions have the wrap
+/// counter in bit 15: 0x8000 for a new queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct QueueConfig {
     /// Entries: a power of two up to 32768.
@@ -27,7 +35,7 @@ pub struct QueueConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum QueueError {
     /// Not a size the standard allows.
-    #[error("queue size {0} refused: it must be a power of two up to 32768")]
+    #[error("queue size {0} refused: it must be 1 to 32768, and a power of two unless the queue is packed")]
     Size(u16),
     /// A ring isn't wholly inside one region.
     #[error(
@@ -48,6 +56,14 @@ pub enum QueueError {
         addr: u64,
         /// What it must be aligned to.
         align: usize,
+    },
+    /// A start position outside a packed queue.
+    #[error("position {position:#x} refused: it is outside a queue of {size} entries")]
+    Position {
+        /// Where the queue should have started, with the wrap counter in bit 15.
+        position: u16,
+        /// Entries in the queue.
+        size: u16,
     },
     /// A driver end needs tables for indirect descriptors and was given none, or too few.
     #[error("indirect tables refused: they need guest memory for {size} tables of {entries} descriptors")]
@@ -71,6 +87,12 @@ pub enum RingError {
         avail: u16,
         /// Where the device end was.
         next: u16,
+        /// Queue size.
+        size: u16,
+    },
+    /// More descriptors made available than the queue has.
+    #[error("descriptors of a queue of {size} made available before they were used")]
+    TooManyAvailable {
         /// Queue size.
         size: u16,
     },
@@ -156,5 +178,121 @@ impl From<ChainError> for WalkError {
 impl From<RingError> for WalkError {
     fn from(e: RingError) -> Self {
         Self::Ring(e)
+    }
+}
+
+/// True when moving an index from `old` to `new` passes what the other end waits for (VIRTIO 1.3 §2.7.7.2, §2.7.10.2).
+#[inline]
+pub(crate) fn passes_event(event: u16, new: u16, old: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}
+
+/// Translates one part of a queue.
+pub(crate) fn locate(
+    mem: &MemoryMap,
+    part: &'static str,
+    addr: u64,
+    len: usize,
+    align: usize,
+) -> Result<NonNull<u8>, QueueError> {
+    let view = mem
+        .user_slice(addr, len)
+        .ok_or(QueueError::Unmapped { part, addr })?;
+    let ptr = NonNull::new(view.as_ptr()).ok_or(QueueError::Unmapped { part, addr })?;
+    if ptr.as_ptr().addr() % align != 0 {
+        return Err(QueueError::Misaligned { part, addr, align });
+    }
+    Ok(ptr)
+}
+
+/// The device end of a queue of either layout.
+#[derive(Debug)]
+pub enum Queue {
+    /// A split queue.
+    Split(split::device::DeviceQueue),
+    /// A packed queue.
+    Packed(packed::device::DeviceQueue),
+}
+
+/// Calls the same method of either kind.
+macro_rules! either {
+    ($queue:expr, $inner:ident => $call:expr) => {
+        match $queue {
+            Queue::Split($inner) => $call,
+            Queue::Packed($inner) => $call,
+        }
+    };
+}
+
+impl Queue {
+    /// Builds the queue at its start position: packed when `packed` is set (`RING_PACKED` was negotiated).
+    pub fn new(mem: Arc<MemoryMap>, config: &QueueConfig, packed: bool) -> Result<Self, QueueError> {
+        if packed {
+            packed::device::DeviceQueue::new(mem, config).map(Self::Packed)
+        } else {
+            split::device::DeviceQueue::new(mem, config).map(Self::Split)
+        }
+    }
+
+    /// Goes on under a new map: the same user addresses, translated anew. On an error the queue stays on the old map.
+    pub fn set_memory(&mut self, mem: Arc<MemoryMap>) -> Result<(), QueueError> {
+        either!(self, q => q.set_memory(mem))
+    }
+
+    /// Entries in the queue.
+    #[inline]
+    pub fn size(&self) -> u16 {
+        either!(self, q => q.size())
+    }
+
+    /// Replaces the burst's contents with at most `max` chains and says how many there are. Errors as with
+    /// [`split::device::DeviceQueue::pop_burst`].
+    #[inline]
+    pub fn pop_burst(&mut self, burst: &mut Burst, max: usize) -> Result<usize, RingError> {
+        either!(self, q => q.pop_burst(burst, max))
+    }
+
+    /// Puts back the last `n` chains of the last burst popped: the next pop gives them again.
+    #[inline]
+    pub fn unpop(&mut self, n: u16) {
+        either!(self, q => q.unpop(n));
+    }
+
+    /// Records chains as used, each with the bytes written to it. The driver sees them with [`Queue::publish`].
+    #[inline]
+    pub fn add_used(&mut self, used: impl IntoIterator<Item = (u16, u32)>) {
+        either!(self, q => for (head, len) in used {
+            q.add_used(head, len);
+        });
+    }
+
+    /// Shows the driver everything recorded since the last time. True when it wants to be notified.
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        either!(self, q => q.publish())
+    }
+
+    /// Asks the driver not to notify: the device end polls.
+    #[inline]
+    pub fn disable_notification(&mut self) {
+        either!(self, q => q.disable_notification());
+    }
+
+    /// Asks the driver to notify about the next chain. True when chains came meanwhile: then pop again before sleeping.
+    #[inline]
+    pub fn enable_notification(&mut self) -> bool {
+        either!(self, q => q.enable_notification())
+    }
+
+    /// Where the next pop reads; in a packed queue with the wrap counter in bit 15.
+    #[inline]
+    pub fn next_avail(&self) -> u16 {
+        either!(self, q => q.next_avail())
+    }
+
+    /// Where the next used chain goes; in a packed queue with the wrap counter in bit 15.
+    #[inline]
+    pub fn used_idx(&self) -> u16 {
+        either!(self, q => q.used_idx())
     }
 }

@@ -5,13 +5,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use super::ring::{Ring, passes_event};
+use super::ring::Ring;
 use super::walk::take_chain;
 use super::{QueueConfig, QueueError, RingError};
 use crate::burst::{Burst, ChainRecord};
 use crate::collect::Collector;
 use crate::desc::{AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, Descriptor, USED_F_NO_NOTIFY};
 use crate::memory::{GuestSlice, MemoryMap};
+use crate::queue::passes_event;
 
 #[cfg(test)]
 mod tests;

@@ -5,12 +5,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use super::ring::{Ring, passes_event};
+use super::ring::Ring;
 use super::{QueueConfig, QueueError, RingError};
 use crate::desc::{
     AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_LEN, Descriptor, USED_F_NO_NOTIFY,
 };
 use crate::memory::MemoryMap;
+use crate::queue::passes_event;
 
 /// A buffer in the memory shared with the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

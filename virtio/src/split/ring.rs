@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use super::{QueueConfig, QueueError};
 use crate::desc::{DESC_LEN, Descriptor, MAX_QUEUE_SIZE};
 use crate::memory::{MemoryMap, prefetch};
+use crate::queue::locate;
 
 /// Where the parts of a queue go when one piece of memory holds them all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,9 +57,9 @@ impl Ring {
         }
         let size = usize::from(cfg.size);
         Ok(Self {
-            desc: part(mem, "descriptor table", cfg.desc, DESC_LEN * size, 16)?.cast(),
-            avail: part(mem, "available ring", cfg.avail, 6 + 2 * size, 2)?.cast(),
-            used: part(mem, "used ring", cfg.used, 6 + 8 * size, 4)?.cast(),
+            desc: locate(mem, "descriptor table", cfg.desc, DESC_LEN * size, 16)?.cast(),
+            avail: locate(mem, "available ring", cfg.avail, 6 + 2 * size, 2)?.cast(),
+            used: locate(mem, "used ring", cfg.used, 6 + 8 * size, 4)?.cast(),
             mask: cfg.size - 1,
         })
     }
@@ -233,27 +234,4 @@ impl Ring {
         self.used_half(2 + 4 * usize::from(self.size()))
             .store(idx.to_le(), Ordering::Relaxed);
     }
-}
-
-/// True when moving an index from `old` to `new` passes what the other end waits for (VIRTIO 1.3 §2.7.7.2, §2.7.10.2).
-#[inline]
-pub(super) fn passes_event(event: u16, new: u16, old: u16) -> bool {
-    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
-}
-
-fn part(
-    mem: &MemoryMap,
-    part: &'static str,
-    addr: u64,
-    len: usize,
-    align: usize,
-) -> Result<NonNull<u8>, QueueError> {
-    let view = mem
-        .user_slice(addr, len)
-        .ok_or(QueueError::Unmapped { part, addr })?;
-    let ptr = NonNull::new(view.as_ptr()).ok_or(QueueError::Unmapped { part, addr })?;
-    if ptr.as_ptr().addr() % align != 0 {
-        return Err(QueueError::Misaligned { part, addr, align });
-    }
-    Ok(ptr)
 }

@@ -1,0 +1,323 @@
+//! The device end of a packed virtqueue.
+//!
+//! A burst is published by one release store: the flags of its first used descriptor, written after all others.
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use super::ring::{Position, Ring, Tail};
+use super::{EVENT_FLAGS_DESC, EVENT_FLAGS_DISABLE, EVENT_FLAGS_ENABLE};
+use crate::burst::{Burst, ChainError, DEFAULT_BURST};
+use crate::collect::Collector;
+use crate::desc::{DESC_F_WRITE, Descriptor};
+use crate::memory::MemoryMap;
+use crate::queue::{QueueConfig, QueueError, RingError, WalkError};
+
+/// The device end of a running queue. Its parameters are frozen.
+#[derive(Debug)]
+pub struct DeviceQueue {
+    ring: Ring,
+    next: Position,
+    used: Position,
+    /// The first used descriptor that isn't published: its flags are written last.
+    first: Option<(Position, Tail)>,
+    /// Descriptors used since the last publication.
+    moved: u16,
+    /// Descriptors popped and not used yet.
+    in_flight: u16,
+    /// For every buffer id, the descriptors that its chain took.
+    slots: Vec<u16>,
+    /// The same for the chains of the last burst, in order.
+    popped: Vec<u16>,
+    /// Whether the driver was ever told since the queue started.
+    notified: bool,
+    event_idx: bool,
+    indirect: bool,
+    hint: usize,
+    config: QueueConfig,
+    mem: Arc<MemoryMap>,
+}
+
+impl DeviceQueue {
+    /// Builds the queue at its start position.
+    pub fn new(mem: Arc<MemoryMap>, config: &QueueConfig) -> Result<Self, QueueError> {
+        let ring = Ring::new(&mem, config)?;
+        Ok(Self {
+            next: ring.position(config.next_avail)?,
+            used: ring.position(config.used_idx)?,
+            ring,
+            first: None,
+            moved: 0,
+            in_flight: 0,
+            slots: vec![0; usize::from(config.size)],
+            popped: Vec::with_capacity(DEFAULT_BURST),
+            notified: false,
+            event_idx: config.event_idx,
+            indirect: config.indirect,
+            hint: 0,
+            config: *config,
+            mem,
+        })
+    }
+
+    /// Goes on under a new map: the same user addresses, translated anew. On an error the queue stays on the old map.
+    pub fn set_memory(&mut self, mem: Arc<MemoryMap>) -> Result<(), QueueError> {
+        self.ring = Ring::new(&mem, &self.config)?;
+        self.mem = mem;
+        self.hint = 0;
+        Ok(())
+    }
+
+    /// The map that chains are translated with.
+    pub fn memory(&self) -> &Arc<MemoryMap> {
+        &self.mem
+    }
+
+    /// Entries in the queue.
+    #[inline]
+    pub fn size(&self) -> u16 {
+        self.ring.size()
+    }
+
+    /// Replaces the burst's contents with at most `max` chains and says how many there are.
+    ///
+    /// A chain that can't be used is in the burst with its error. A ring that can't go on is an error, once the chains before
+    /// the trouble have been popped; popping again repeats it.
+    #[inline]
+    pub fn pop_burst(&mut self, burst: &mut Burst, max: usize) -> Result<usize, RingError> {
+        burst.begin(&self.mem);
+        self.popped.clear();
+        let max = max.min(burst.capacity());
+        while burst.len() < max {
+            let tail = self.ring.tail(self.next);
+            if !tail.is_available(self.next) {
+                break;
+            }
+            match self.take(burst, tail) {
+                Ok(false) => {}
+                Ok(true) => break,
+                Err(_) if !burst.is_empty() => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(burst.len())
+    }
+
+    /// Takes the chain that starts here; true once the burst should end.
+    #[inline]
+    fn take(&mut self, burst: &mut Burst, head: Tail) -> Result<bool, RingError> {
+        let mut collector = Collector::new(&self.mem, &mut self.hint, burst, head.id);
+        let walked = if head.has_next() || head.is_indirect() {
+            walk(&self.ring, self.indirect, self.next, head, &mut collector)
+        } else {
+            // One direct descriptor: nearly all of them.
+            let buffer = buffer(&self.ring, self.next, head);
+            Ok(Walked {
+                result: collector.add(buffer),
+                id: head.id,
+                slots: 1,
+                descriptors: 0,
+            })
+        };
+        let size = self.ring.size();
+        let checked = walked.and_then(|w| {
+            if w.id >= size {
+                return Err(RingError::DescriptorIndex { index: w.id, size });
+            }
+            if w.slots > size - self.in_flight {
+                return Err(RingError::TooManyAvailable { size });
+            }
+            Ok(w)
+        });
+        let walked = match checked {
+            Ok(walked) => walked,
+            Err(e) => {
+                collector.abandon();
+                return Err(e);
+            }
+        };
+        let full = collector.finish(walked.result, walked.id, walked.descriptors);
+        self.slots[usize::from(walked.id)] = walked.slots;
+        self.popped.push(walked.slots);
+        self.in_flight += walked.slots;
+        self.next = self.next.forward(walked.slots, size);
+        self.ring.prefetch(self.next);
+        Ok(full)
+    }
+
+    /// Puts back the last `n` chains (at most all) of the last burst popped: the next pop gives them again.
+    #[inline]
+    pub fn unpop(&mut self, n: u16) {
+        for slots in self
+            .popped
+            .drain(self.popped.len().saturating_sub(usize::from(n))..)
+        {
+            self.next = self.next.back(slots, self.ring.size());
+            self.in_flight -= slots.min(self.in_flight);
+        }
+    }
+
+    /// Records that the chain with this buffer id was used and `len` bytes were written to it. The driver sees it with
+    /// [`DeviceQueue::publish`].
+    #[inline]
+    pub fn add_used(&mut self, head: u16, len: u32) {
+        // An id that was never popped takes no descriptors: it can't happen to a caller that returns what it popped.
+        let Some(slots) = self.slots.get_mut(usize::from(head)).map(std::mem::take) else {
+            return;
+        };
+        if slots == 0 {
+            return;
+        }
+        let write = if len > 0 { DESC_F_WRITE } else { 0 };
+        let tail = Tail {
+            len,
+            id: head,
+            flags: self.used.used_flags() | write,
+        };
+        if self.first.is_none() {
+            self.first = Some((self.used, tail));
+        } else {
+            self.ring.set_tail(self.used, tail);
+        }
+        self.used = self.used.forward(slots, self.ring.size());
+        self.moved = self.moved.saturating_add(slots);
+        self.in_flight -= slots.min(self.in_flight);
+    }
+
+    /// Shows the driver everything recorded since the last time. True when it wants to be notified.
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        let Some((at, tail)) = self.first.take() else {
+            return false;
+        };
+        self.ring.release_tail(at, tail);
+        let moved = std::mem::take(&mut self.moved);
+        // The flags must be visible before the driver's wishes are read, or both ends could miss each other.
+        fence(Ordering::SeqCst);
+        let first = !std::mem::replace(&mut self.notified, true) && self.event_idx;
+        first || self.ring.driver_event().wants(self.used, moved, self.ring.size())
+    }
+
+    /// Asks the driver not to notify: the device end polls.
+    #[inline]
+    pub fn disable_notification(&mut self) {
+        self.ring.set_device_event(self.next, EVENT_FLAGS_DISABLE);
+    }
+
+    /// Asks the driver to notify about the next chain. True when chains came meanwhile: then pop again before sleeping.
+    #[inline]
+    pub fn enable_notification(&mut self) -> bool {
+        let flags = if self.event_idx {
+            EVENT_FLAGS_DESC
+        } else {
+            EVENT_FLAGS_ENABLE
+        };
+        self.ring.set_device_event(self.next, flags);
+        // The wish must be visible before the flags are read again, or both ends could miss each other.
+        fence(Ordering::SeqCst);
+        self.ring.tail(self.next).is_available(self.next)
+    }
+
+    /// Where the next pop reads, with the wrap counter in bit 15.
+    #[inline]
+    pub fn next_avail(&self) -> u16 {
+        self.next.raw()
+    }
+
+    /// Where the next used descriptor goes, with the wrap counter in bit 15.
+    #[inline]
+    pub fn used_idx(&self) -> u16 {
+        self.used.raw()
+    }
+}
+
+/// What walking a chain found.
+#[derive(Debug)]
+struct Walked {
+    result: Result<(), ChainError>,
+    id: u16,
+    slots: u16,
+    /// Descriptors read, when it was more than one.
+    descriptors: usize,
+}
+
+#[inline]
+fn buffer(ring: &Ring, at: Position, tail: Tail) -> Descriptor {
+    Descriptor {
+        addr: ring.addr(at),
+        len: tail.len,
+        flags: tail.flags,
+        next: 0,
+    }
+}
+
+/// Walks a chain to its end, for its id and length, even when its buffers turn out to be wrong.
+#[cold]
+#[inline(never)]
+fn walk(
+    ring: &Ring,
+    indirect: bool,
+    start: Position,
+    head: Tail,
+    collector: &mut Collector<'_>,
+) -> Result<Walked, RingError> {
+    let size = ring.size();
+    let (mut at, mut tail, mut slots, mut descriptors) = (start, head, 1, 1);
+    let mut result = Ok(());
+    loop {
+        let desc = buffer(ring, at, tail);
+        if tail.is_indirect() {
+            if !indirect {
+                return Err(RingError::IndirectNotNegotiated { head: head.id });
+            }
+            if tail.has_next() || slots > 1 {
+                return Err(RingError::IndirectWithNext { head: head.id });
+            }
+            result = match add_table(desc, size, head.id, collector, &mut descriptors) {
+                Ok(()) => Ok(()),
+                Err(WalkError::Chain(e)) => Err(e),
+                Err(WalkError::Ring(e)) => return Err(e),
+            };
+        } else if result.is_ok() {
+            result = collector.add(desc);
+        }
+        if !tail.has_next() {
+            return Ok(Walked {
+                result,
+                id: tail.id,
+                slots,
+                descriptors,
+            });
+        }
+        if slots == size {
+            return Err(RingError::ChainTooLong {
+                head: head.id,
+                limit: size,
+            });
+        }
+        slots += 1;
+        descriptors += 1;
+        at = at.forward(1, size);
+        tail = ring.tail(at);
+    }
+}
+
+/// Adds a table's buffers: all of them, in order.
+fn add_table(
+    desc: Descriptor,
+    size: u16,
+    head: u16,
+    collector: &mut Collector<'_>,
+    descriptors: &mut usize,
+) -> Result<(), WalkError> {
+    let table = collector.table(desc, size)?;
+    for i in 0..table.entries() {
+        *descriptors += 1;
+        let entry = Descriptor::from_bytes(&table.entry(i)?);
+        if entry.is_indirect() {
+            return Err(RingError::NestedIndirect { head }.into());
+        }
+        collector.add(entry)?;
+    }
+    Ok(())
+}

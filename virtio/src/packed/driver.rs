@@ -1,0 +1,260 @@
+//! The driver end of a packed virtqueue.
+//!
+//! What the device may write is never trusted: which ids are free and what is outstanding is kept in private memory.
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use super::ring::{Position, Ring, Tail};
+use super::{EVENT_FLAGS_DESC, EVENT_FLAGS_DISABLE, EVENT_FLAGS_ENABLE};
+use crate::desc::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_LEN};
+use crate::memory::MemoryMap;
+use crate::queue::{QueueConfig, QueueError, RingError};
+use crate::split::driver::{Buffer, IndirectTables, QueueFull};
+
+/// What is known of the chain that a buffer id names.
+#[derive(Debug, Clone, Copy)]
+struct Outstanding {
+    token: u64,
+    writable_len: u32,
+    slots: u16,
+}
+
+/// The driver end of a queue.
+#[derive(Debug)]
+pub struct DriverQueue {
+    ring: Ring,
+    event_idx: bool,
+    tables: Option<IndirectTables>,
+    outstanding: Vec<Option<Outstanding>>,
+    free_ids: Vec<u16>,
+    free: u16,
+    next: Position,
+    used: Position,
+    /// The first descriptor that isn't published: its flags are written last.
+    first: Option<(Position, Tail)>,
+    /// Descriptors made available since the last publication.
+    moved: u16,
+    want_interrupts: bool,
+    mem: Arc<MemoryMap>,
+}
+
+impl DriverQueue {
+    /// Builds an empty queue in zeroed ring memory, to be done before the device starts, at the positions that the device
+    /// starts at. `tables` is used for chains of several buffers when `config.indirect` is set.
+    pub fn new(
+        mem: Arc<MemoryMap>,
+        config: &QueueConfig,
+        tables: Option<IndirectTables>,
+    ) -> Result<Self, QueueError> {
+        let ring = Ring::new(&mem, config)?;
+        let size = config.size;
+        let tables = tables.filter(|_| config.indirect);
+        if let Some(t) = tables {
+            let len = usize::from(size) * usize::from(t.entries) * DESC_LEN;
+            if t.entries == 0 || mem.slice(t.addr, len).is_none() {
+                return Err(QueueError::IndirectTables {
+                    size,
+                    entries: t.entries,
+                });
+            }
+        }
+        let mut queue = Self {
+            next: ring.position(config.next_avail)?,
+            used: ring.position(config.used_idx)?,
+            ring,
+            event_idx: config.event_idx,
+            tables,
+            outstanding: vec![None; usize::from(size)],
+            free_ids: (0..size).rev().collect(),
+            free: size,
+            first: None,
+            moved: 0,
+            want_interrupts: true,
+            mem,
+        };
+        queue.enable_interrupts();
+        Ok(queue)
+    }
+
+    /// The map that the queue is in.
+    pub fn memory(&self) -> &Arc<MemoryMap> {
+        &self.mem
+    }
+
+    /// Descriptors that are free.
+    #[inline]
+    pub fn free_descriptors(&self) -> u16 {
+        self.free
+    }
+
+    /// Chains that the device has and didn't return yet.
+    #[inline]
+    pub fn in_flight(&self) -> usize {
+        self.outstanding.len() - self.free_ids.len()
+    }
+
+    /// Makes a chain for the device: it reads `readable`, then writes `writable`. It comes back from
+    /// [`DriverQueue::pop_used`] with `token`. The device sees it with [`DriverQueue::publish`].
+    #[inline]
+    pub fn push(&mut self, readable: &[Buffer], writable: &[Buffer], token: u64) -> Result<(), QueueFull> {
+        let total = readable.len() + writable.len();
+        let table = self
+            .tables
+            .filter(|t| total > 1 && total <= usize::from(t.entries));
+        let slots = if table.is_some() {
+            1
+        } else {
+            u16::try_from(total).map_err(|_| QueueFull)?
+        };
+        if slots == 0 || slots > self.free {
+            return Err(QueueFull);
+        }
+        // There is an id for every free descriptor.
+        let id = self.free_ids.pop().ok_or(QueueFull)?;
+        if let Some(tables) = table {
+            let (addr, len) = self.write_table(tables, id, readable, writable);
+            self.make_available(
+                addr,
+                Tail {
+                    len,
+                    id,
+                    flags: DESC_F_INDIRECT,
+                },
+            );
+        } else {
+            for (i, (buffer, write)) in buffers(readable, writable).enumerate() {
+                let more = if i + 1 < total { DESC_F_NEXT } else { 0 };
+                self.make_available(
+                    buffer.addr,
+                    Tail {
+                        len: buffer.len,
+                        id,
+                        flags: write | more,
+                    },
+                );
+            }
+        }
+        let writable_len = writable.iter().fold(0_u32, |sum, b| sum.saturating_add(b.len));
+        self.outstanding[usize::from(id)] = Some(Outstanding {
+            token,
+            writable_len,
+            slots,
+        });
+        self.free -= slots;
+        Ok(())
+    }
+
+    #[inline]
+    fn make_available(&mut self, addr: u64, tail: Tail) {
+        let tail = Tail {
+            flags: tail.flags | self.next.avail_flags(),
+            ..tail
+        };
+        self.ring.set_addr(self.next, addr);
+        if self.first.is_none() {
+            self.first = Some((self.next, tail));
+        } else {
+            self.ring.set_tail(self.next, tail);
+        }
+        self.next = self.next.forward(1, self.ring.size());
+        self.moved += 1;
+    }
+
+    /// Writes the table of chain `id`; returns where it is and how long.
+    fn write_table(
+        &self,
+        tables: IndirectTables,
+        id: u16,
+        readable: &[Buffer],
+        writable: &[Buffer],
+    ) -> (u64, u32) {
+        let bytes = usize::from(tables.entries) * DESC_LEN;
+        let addr = tables.addr + (usize::from(id) * bytes) as u64;
+        let Some(table) = self.mem.slice(addr, bytes) else {
+            unreachable!("`new` checked that all tables are inside one region");
+        };
+        let mut at = 0;
+        for (buffer, write) in buffers(readable, writable) {
+            table.write_from(at, &buffer.addr.to_le_bytes());
+            let rest = u64::from(buffer.len) | u64::from(write) << 48;
+            table.write_from(at + 8, &rest.to_le_bytes());
+            at += DESC_LEN;
+        }
+        // At most u16::MAX entries of 16 bytes.
+        (addr, u32::try_from(at).unwrap_or(0))
+    }
+
+    /// Shows the device everything pushed since the last time. True when it wants a kick.
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        let Some((at, tail)) = self.first.take() else {
+            return false;
+        };
+        self.ring.release_tail(at, tail);
+        let moved = std::mem::take(&mut self.moved);
+        // The flags must be visible before the device's wishes are read, or both ends could miss each other.
+        fence(Ordering::SeqCst);
+        self.ring.device_event().wants(self.next, moved, self.ring.size())
+    }
+
+    /// Takes the next used chain back: its token, and how many bytes the device says it wrote, never more than there was
+    /// room for.
+    #[inline]
+    pub fn pop_used(&mut self) -> Result<Option<(u64, u32)>, RingError> {
+        if self.free == self.ring.size() {
+            return Ok(None);
+        }
+        let tail = self.ring.tail(self.used);
+        if !tail.is_used(self.used) {
+            return Ok(None);
+        }
+        let id = tail.id;
+        let chain = self
+            .outstanding
+            .get_mut(usize::from(id))
+            .and_then(Option::take)
+            .ok_or(RingError::UsedId { id: u32::from(id) })?;
+        self.free_ids.push(id);
+        self.free += chain.slots;
+        self.used = self.used.forward(chain.slots, self.ring.size());
+        if self.event_idx && self.want_interrupts {
+            self.ring.set_driver_event(self.used, EVENT_FLAGS_DESC);
+        }
+        Ok(Some((chain.token, tail.len.min(chain.writable_len))))
+    }
+
+    /// Asks the device not to interrupt: the driver end polls.
+    #[inline]
+    pub fn disable_interrupts(&mut self) {
+        self.want_interrupts = false;
+        self.ring.set_driver_event(self.used, EVENT_FLAGS_DISABLE);
+    }
+
+    /// Asks the device to interrupt at the next used chain. True when some came meanwhile: then pop before sleeping.
+    #[inline]
+    pub fn enable_interrupts(&mut self) -> bool {
+        self.want_interrupts = true;
+        let flags = if self.event_idx {
+            EVENT_FLAGS_DESC
+        } else {
+            EVENT_FLAGS_ENABLE
+        };
+        self.ring.set_driver_event(self.used, flags);
+        // The wish must be visible before the flags are read again, or both ends could miss each other.
+        fence(Ordering::SeqCst);
+        self.free < self.ring.size() && self.ring.tail(self.used).is_used(self.used)
+    }
+}
+
+/// All buffers of a chain, each with its flag.
+#[inline]
+fn buffers<'a>(
+    readable: &'a [Buffer],
+    writable: &'a [Buffer],
+) -> impl Iterator<Item = (&'a Buffer, u16)> + 'a {
+    readable
+        .iter()
+        .map(|b| (b, 0))
+        .chain(writable.iter().map(|b| (b, DESC_F_WRITE)))
+}
