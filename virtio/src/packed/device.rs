@@ -313,7 +313,13 @@ fn add_table(
     let table = collector.table(desc, size)?;
     for i in 0..table.entries() {
         *descriptors += 1;
-        let entry = Descriptor::from_bytes(&table.entry(i)?);
+        // In packed layout the flags come last, where a split descriptor has `next`.
+        let raw = Descriptor::from_bytes(&table.entry(i)?);
+        let entry = Descriptor {
+            flags: raw.next,
+            next: 0,
+            ..raw
+        };
         if entry.is_indirect() {
             return Err(RingError::NestedIndirect { head }.into());
         }

@@ -40,8 +40,7 @@ pub struct DriverQueue {
 }
 
 impl DriverQueue {
-    /// Builds an empty queue in zeroed ring memory, to be done before the device starts, at the positions that the device
-    /// starts at. `tables` is used for chains of several buffers when `config.indirect` is set.
+    /// Builds an empty queue, to be done before the device starts, whose both ends start at `config.next_avail`. `tables` is used for chains of several buffers when `config.indirect` is set.
     pub fn new(
         mem: Arc<MemoryMap>,
         config: &QueueConfig,
@@ -59,9 +58,23 @@ impl DriverQueue {
                 });
             }
         }
+        let start = ring.position(config.next_avail)?;
+        let mut at = start;
+        for _ in 0..size {
+            // As the round before left them: neither available nor used in this one.
+            ring.set_tail(
+                at,
+                Tail {
+                    len: 0,
+                    id: 0,
+                    flags: at.back(size, size).used_flags(),
+                },
+            );
+            at = at.forward(1, size);
+        }
         let mut queue = Self {
-            next: ring.position(config.next_avail)?,
-            used: ring.position(config.used_idx)?,
+            next: start,
+            used: start,
             ring,
             event_idx: config.event_idx,
             tables,

@@ -1,14 +1,15 @@
 //! The device end against the driver end, across threads, with every byte checked.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use virtio::burst::Burst;
 use virtio::memory::{read_chain, write_chain};
-use virtio::split::device::DeviceQueue;
-use virtio::split::driver::{Buffer, DriverQueue, IndirectTables};
+use virtio::packed::WRAP;
+use virtio::queue::Queue;
+use virtio::split::driver::{Buffer, IndirectTables};
 
+use crate::either::{Driver, ends, make_packed};
 use crate::rig::{BUFFERS, Rig, TABLES};
 
 const CHAINS: u64 = 30_000;
@@ -60,7 +61,7 @@ fn pattern(seed: u64, i: usize) -> u8 {
 }
 
 /// Answers every chain with what it read, each byte changed in a known way.
-fn serve(mut device: DeviceQueue, kick: &Bell, call: &Bell) {
+fn serve(mut device: Queue, kick: &Bell, call: &Bell) {
     let mut burst = Burst::with_capacity(48);
     let (mut served, mut data) = (0, vec![0; 4096]);
     while served < CHAINS {
@@ -80,7 +81,7 @@ fn serve(mut device: DeviceQueue, kick: &Bell, call: &Bell) {
                 *byte ^= 0x5a;
             }
             let wrote = write_chain(chain.writable, 0, &data[..got]);
-            device.add_used(chain.head, u32::try_from(wrote).expect("fits"));
+            device.add_used([(chain.head, u32::try_from(wrote).expect("fits"))]);
             served += 1;
         }
         if device.publish() {
@@ -110,7 +111,7 @@ fn cut(numbers: &mut Numbers, addr: u64, len: u64, parts: u64) -> Vec<Buffer> {
     list
 }
 
-fn drive(rig: &Rig, mut driver: DriverQueue, kick: &Bell, call: &Bell) {
+fn drive(rig: &Rig, mut driver: Driver, kick: &Bell, call: &Bell) {
     let mut numbers = Numbers(0x1234_5678_9abc_def1);
     let mut free: Vec<u64> = (0..u64::from(SIZE)).collect();
     let mut sent = vec![(0, 0, 0); usize::from(SIZE)];
@@ -170,18 +171,21 @@ fn drive(rig: &Rig, mut driver: DriverQueue, kick: &Bell, call: &Bell) {
     assert_eq!((driver.in_flight(), driver.free_descriptors()), (0, SIZE));
 }
 
-fn run(event_idx: bool, indirect: bool) {
+fn run(packed: bool, event_idx: bool, indirect: bool) {
     let mut rig = Rig::new(SIZE);
     rig.config.event_idx = event_idx;
     rig.config.indirect = indirect;
-    rig.config.next_avail = 60_000;
-    rig.config.used_idx = 60_000;
+    if packed {
+        make_packed(&mut rig, WRAP + 40, WRAP + 40);
+    } else {
+        rig.config.next_avail = 60_000;
+        rig.config.used_idx = 60_000;
+    }
     let tables = Some(IndirectTables {
         addr: TABLES,
         entries: 8,
     });
-    let driver = DriverQueue::new(Arc::clone(&rig.mem), &rig.config, tables).expect("a driver end");
-    let device = rig.device();
+    let (device, driver) = ends(&rig, packed, tables);
     let (kick, call) = (Bell::new(), Bell::new());
     std::thread::scope(|scope| {
         scope.spawn(|| serve(device, &kick, &call));
@@ -189,22 +193,23 @@ fn run(event_idx: bool, indirect: bool) {
     });
 }
 
-#[test]
-fn flags_and_direct_chains() {
-    run(false, false);
+/// A test for every combination.
+macro_rules! tests {
+    ($($name:ident: $packed:expr, $event_idx:expr, $indirect:expr;)*) => {
+        $(#[test]
+        fn $name() {
+            run($packed, $event_idx, $indirect);
+        })*
+    };
 }
 
-#[test]
-fn flags_and_indirect_tables() {
-    run(false, true);
-}
-
-#[test]
-fn event_idx_and_direct_chains() {
-    run(true, false);
-}
-
-#[test]
-fn event_idx_and_indirect_tables() {
-    run(true, true);
+tests! {
+    split_flags_direct: false, false, false;
+    split_flags_indirect: false, false, true;
+    split_event_idx_direct: false, true, false;
+    split_event_idx_indirect: false, true, true;
+    packed_flags_direct: true, false, false;
+    packed_flags_indirect: true, false, true;
+    packed_event_idx_direct: true, true, false;
+    packed_event_idx_indirect: true, true, true;
 }

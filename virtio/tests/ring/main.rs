@@ -1,8 +1,11 @@
-//! Split virtqueues from outside: against `virtio-queue` as the oracle, end against end, and against hostile peers.
+//! Virtqueues from outside: against `virtio-queue` as the oracle, against a model, end against end, and against hostile peers.
 
+mod either;
 mod ends;
 mod hostile;
 mod malformed;
+mod model;
 mod notify;
 mod oracle;
+mod packed;
 mod rig;
