@@ -127,7 +127,7 @@ impl From<SwitchError> for ApiError {
             | SwitchError::SocketTaken { .. }
             | SwitchError::TapTaken { .. } => StatusCode::CONFLICT,
             SwitchError::Settings(_) | SwitchError::RunDir(_) => StatusCode::BAD_REQUEST,
-            SwitchError::Host(_) => StatusCode::FORBIDDEN,
+            SwitchError::Tap(_) => StatusCode::FORBIDDEN,
             SwitchError::TooManyPorts | SwitchError::Fdb(_) => StatusCode::INSUFFICIENT_STORAGE,
             SwitchError::Session(error) => session_status(error),
             SwitchError::Config(_) | SwitchError::Workers(_) => StatusCode::INTERNAL_SERVER_ERROR,

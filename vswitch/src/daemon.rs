@@ -116,7 +116,8 @@ pub fn run(dir: &BridgeDir, settings: SettingsArgs) -> Result<(), DaemonError> {
         .enable_all()
         .build()
         .map_err(|error| DaemonError::Io("start the control thread", error))?;
-    let (end, switch) = runtime.block_on(serve(dir, config))?;
+    let switch = Arc::new(Switch::start(dir.name(), config, Some(dir.clone()))?);
+    let end = runtime.block_on(serve(dir, &switch))?;
     // Requests under way finish before the ports go.
     runtime.shutdown_timeout(Duration::from_secs(2));
     switch.stop();
@@ -134,17 +135,16 @@ pub fn run(dir: &BridgeDir, settings: SettingsArgs) -> Result<(), DaemonError> {
     Ok(())
 }
 
-async fn serve(dir: &BridgeDir, config: BridgeConfig) -> Result<(Shutdown, Arc<Switch>), DaemonError> {
-    let ports = config.ports.len();
-    let switch = Arc::new(Switch::start(dir.name(), config, Some(dir.clone()))?);
+async fn serve(dir: &BridgeDir, switch: &Arc<Switch>) -> Result<Shutdown, DaemonError> {
+    let ports = switch.bridge().ports().iter().count();
     let (shutdown, mut ended) = watch::channel(Shutdown::No);
     end_on_signals(&shutdown)?;
     let listener = listen(dir)?;
     let app = router(ApiState {
-        switch: Arc::clone(&switch),
+        switch: Arc::clone(switch),
         shutdown: shutdown.clone(),
     });
-    let sweeper = tokio::spawn(sweep(Arc::clone(&switch)));
+    let sweeper = tokio::spawn(sweep(Arc::clone(switch)));
     tracing::info!(
         bridge = dir.name(),
         pid = std::process::id(),
@@ -166,7 +166,7 @@ async fn serve(dir: &BridgeDir, config: BridgeConfig) -> Result<(Shutdown, Arc<S
         tracing::warn!("the API ended with an error: {error}");
     }
     sweeper.abort();
-    Ok((end, switch))
+    Ok(end)
 }
 
 fn end_on_signals(shutdown: &watch::Sender<Shutdown>) -> Result<(), DaemonError> {

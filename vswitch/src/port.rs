@@ -2,16 +2,18 @@
 
 mod plane;
 mod queue;
+mod tap;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use crate::config::{DEFAULT_MTU, PortSettings};
+use crate::config::{DEFAULT_MTU, PortKind, PortSettings};
 use crate::counters::Drops;
 use crate::flow::FlowTable;
 use crate::port_id::PortId;
 
 pub use plane::PortPlane;
 pub use queue::{EgressQueue, EgressRing, IngressQueue, IngressRing, QueuePair};
+pub use tap::{TapPort, TapPortError};
 
 /// One port of the bridge.
 #[derive(Debug)]
@@ -46,6 +48,12 @@ impl Port {
     #[inline]
     pub fn id(&self) -> PortId {
         self.id
+    }
+
+    /// Whether the port is an interface of the host.
+    #[inline]
+    pub fn is_tap(&self) -> bool {
+        matches!(self.settings.kind, PortKind::Tap { .. })
     }
 
     /// What the port was made from.

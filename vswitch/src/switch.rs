@@ -15,7 +15,7 @@ use crate::bridge::Bridge;
 use crate::config::{BridgeConfig, MAX_QUEUE_PAIRS, MIN_MTU, PortKind, PortSettings, StaticEntry};
 use crate::mac::MacAddr;
 use crate::model::{BridgeView, FdbEntryView, NewFdbEntry, NewPort, PortView};
-use crate::port::{Port, PortPlane};
+use crate::port::{Port, PortPlane, TapPort};
 use crate::port_id::PortId;
 use crate::run_dir::{BridgeDir, check_name, check_socket_path};
 use crate::worker::Workers;
@@ -38,7 +38,14 @@ pub struct Switch {
 #[derive(Debug)]
 struct Control {
     config: BridgeConfig,
-    sessions: HashMap<PortId, SessionHandle>,
+    links: HashMap<PortId, Link>,
+}
+
+/// What a port is connected by.
+#[derive(Debug)]
+enum Link {
+    Session(SessionHandle),
+    Tap(TapPort),
 }
 
 impl Switch {
@@ -60,7 +67,7 @@ impl Switch {
             workers,
             control: Mutex::new(Control {
                 config,
-                sessions: HashMap::new(),
+                links: HashMap::new(),
             }),
         };
         for port in ports {
@@ -266,7 +273,7 @@ impl Switch {
         }
         let port = self.bridge.add_port(settings.clone())?;
         match self.connect(&port) {
-            Ok(session) => control.sessions.insert(port.id(), session),
+            Ok(link) => control.links.insert(port.id(), link),
             Err(error) => {
                 self.workers.remove(&port);
                 self.bridge.remove_port(&port);
@@ -277,17 +284,18 @@ impl Switch {
         Ok(port)
     }
 
-    /// Gives the port's queues to the workers and opens its socket.
-    fn connect(&self, port: &Arc<Port>) -> Result<SessionHandle, SwitchError> {
+    /// Gives the port's queues to the workers, and opens its socket or interface.
+    fn connect(&self, port: &Arc<Port>) -> Result<Link, SwitchError> {
         let settings = port.settings();
-        let PortKind::VhostUser { socket, client } = &settings.kind else {
-            return Err(SwitchError::Settings(format!(
-                "port {} cannot be a tap yet",
-                settings.name
-            )));
+        let workers = self.workers.add(port);
+        let (socket, client) = match &settings.kind {
+            PortKind::VhostUser { socket, client } => (socket, *client),
+            PortKind::Tap { interface } => {
+                return Ok(Link::Tap(TapPort::open(Arc::clone(port), interface, workers)?));
+            }
         };
-        let plane = PortPlane::new(Arc::clone(port), Arc::clone(&self.bridge), self.workers.add(port));
-        let socket = if *client {
+        let plane = PortPlane::new(Arc::clone(port), Arc::clone(&self.bridge), workers);
+        let socket = if client {
             SocketConfig::client(socket)
         } else {
             SocketConfig::server(socket)
@@ -298,13 +306,15 @@ impl Switch {
             mtu: settings.mtu,
             ..PortConfig::new(&settings.name)
         };
-        Ok(Session::spawn(socket, device, Arc::new(plane))?)
+        Ok(Link::Session(Session::spawn(socket, device, Arc::new(plane))?))
     }
 
     /// Takes a port out of the bridge. When this returns no worker uses it.
     fn detach(&self, control: &mut Control, port: &Port) {
-        if let Some(session) = control.sessions.remove(&port.id()) {
-            session.stop();
+        match control.links.remove(&port.id()) {
+            Some(Link::Session(session)) => session.stop(),
+            Some(Link::Tap(tap)) => tap.close(),
+            None => {}
         }
         self.workers.remove(port);
         self.bridge.remove_port(port);

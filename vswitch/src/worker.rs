@@ -18,6 +18,7 @@ mod examine;
 mod plan;
 mod round;
 mod shared;
+mod source;
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};

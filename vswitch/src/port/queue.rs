@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use vhost_net_backend::Ring;
 use vhost_net_backend::eventfd::{Call, Kick};
+use vhost_net_backend::tap::TapQueue;
 use virtio::split::RingError;
 use virtio::split::device::DeviceQueue;
 
@@ -18,6 +19,8 @@ pub struct QueuePair {
     pub ingress: IngressQueue,
     /// What the guest receives.
     pub egress: EgressQueue,
+    /// The queue of the host's interface, where the port is one.
+    pub tap: Gate<Option<Arc<TapQueue>>>,
 }
 
 /// A queue that the guest transmits on. One worker serves it.

@@ -8,6 +8,7 @@ use vhost_net_backend::session::SessionError;
 use crate::config::ConfigError;
 use crate::fdb::FdbError;
 use crate::mac::MacAddr;
+use crate::port::TapPortError;
 use crate::port_id::MAX_PORTS;
 use crate::run_dir::RunDirError;
 
@@ -55,9 +56,9 @@ pub enum SwitchError {
     /// The bridge has as many ports as it can have.
     #[error("the bridge has {MAX_PORTS} ports, the most it can have: delete one, or use another bridge")]
     TooManyPorts,
-    /// The host does not permit it.
-    #[error("{0}")]
-    Host(String),
+    /// The host's interface could not be had.
+    #[error(transparent)]
+    Tap(#[from] TapPortError),
     /// The port's socket could not be opened.
     #[error(transparent)]
     Session(#[from] SessionError),

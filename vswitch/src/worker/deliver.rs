@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use vhost_net_backend::eventfd::Call;
 use virtio::burst::Burst;
+use virtio::memory::GuestSlice;
+use virtio::net::GSO_NONE;
 
 use super::BURST;
 use super::copy::Receiver;
@@ -12,13 +14,38 @@ use super::plan::{Egress, Plan};
 use crate::bridge::{Bridge, PortTable};
 use crate::counters::DropReason;
 use crate::fdb::Learned;
+use crate::frame::MTU_OVERHEAD;
 use crate::port::Port;
+
+/// The frames of one burst where their sender left them, virtio-net headers first.
+pub(super) enum Sent<'a> {
+    /// In a guest's memory.
+    Guest(&'a Burst),
+    /// In the worker's own, read from an interface of the host.
+    Tap(&'a [GuestSlice<'a>]),
+}
+
+impl Sent<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Guest(burst) => burst.len(),
+            Self::Tap(frames) => frames.len(),
+        }
+    }
+
+    /// Does something with the pieces of one frame.
+    #[inline]
+    fn with<T>(&self, number: usize, work: impl FnOnce(&[GuestSlice<'_>]) -> T) -> T {
+        match self {
+            Self::Guest(burst) => work(burst.get(number).map_or(&[], |chain| chain.readable)),
+            Self::Tap(frames) => work(frames.get(number).map_or(&[], std::slice::from_ref)),
+        }
+    }
+}
 
 /// A worker's working memory; made once.
 #[derive(Debug)]
 pub(super) struct Forwarder {
-    /// Chains taken from the sender.
-    pub(super) sent: Burst,
     /// Buffers taken from a receiver.
     received: Burst,
     frames: Vec<Examined>,
@@ -31,7 +58,6 @@ pub(super) struct Forwarder {
 impl Forwarder {
     pub(super) fn new() -> Self {
         Self {
-            sent: Burst::with_capacity(BURST),
             received: Burst::with_capacity(BURST),
             frames: vec![Examined::empty(); BURST],
             plan: Plan::new(),
@@ -42,7 +68,6 @@ impl Forwarder {
 
     /// Lets go of all guest memory.
     pub(super) fn release(&mut self) {
-        self.sent.release();
         self.received.release();
     }
 
@@ -60,8 +85,15 @@ impl Forwarder {
         }
     }
 
-    /// Forwards the burst in `sent`, which came from queue pair `pair` of `port`.
-    pub(super) fn forward(&mut self, bridge: &Bridge, ports: &PortTable, port: &Port, pair: usize) {
+    /// Forwards the burst `sent`, which came from queue pair `pair` of `port`.
+    pub(super) fn forward(
+        &mut self,
+        bridge: &Bridge,
+        ports: &PortTable,
+        port: &Port,
+        pair: usize,
+        sent: &Sent<'_>,
+    ) {
         self.plan.clear();
         let now = bridge.clock().now();
         let (features, mtu) = (port.features(), port.mtu());
@@ -70,11 +102,18 @@ impl Forwarder {
         };
         let several_pairs = port.pairs().len() > 1;
         let (mut frames, mut bytes) = (0, 0);
-        for (number, chain) in self.sent.chains().enumerate() {
-            let Some(examined) = self.frames.get_mut(number) else {
-                break;
+        for (number, examined) in self.frames.iter_mut().take(sent.len()).enumerate() {
+            let taken = match sent {
+                Sent::Guest(burst) => match burst.get(number) {
+                    Some(chain) => examined.take(&chain, features, mtu),
+                    None => break,
+                },
+                Sent::Tap(frames) => match frames.get(number) {
+                    Some(frame) => examined.take_list(&[*frame], frame.len(), features, mtu),
+                    None => break,
+                },
             };
-            if let Err(reason) = examined.take(&chain, features, mtu) {
+            if let Err(reason) = taken {
                 counters.drops.add(reason, 1);
                 continue;
             }
@@ -113,10 +152,10 @@ impl Forwarder {
         counters.frames.add(frames);
         counters.bytes.add(bytes);
         counters.bursts.add(1);
-        self.deliver_all(ports);
+        self.deliver_all(ports, sent);
     }
 
-    fn deliver_all(&mut self, ports: &PortTable) {
+    fn deliver_all(&mut self, ports: &PortTable, sent: &Sent<'_>) {
         for &(id, count) in self.plan.undeliverable() {
             if let Some(port) = ports.get(id) {
                 port.drops().add_shared(DropReason::LinkDown, count);
@@ -124,14 +163,16 @@ impl Forwarder {
         }
         for place in 0..self.plan.lists().len() {
             let egress = self.plan.lists()[place];
-            if let Some(port) = ports.get(egress.port) {
-                self.deliver(port, egress);
+            match ports.get(egress.port) {
+                Some(port) if port.is_tap() => self.deliver_to_tap(port, egress, sent),
+                Some(port) => self.deliver(port, egress, sent),
+                None => {}
             }
         }
     }
 
     /// Delivers the burst's frames for one receive queue, under its gate.
-    fn deliver(&mut self, port: &Port, egress: Egress) {
+    fn deliver(&mut self, port: &Port, egress: Egress, sent: &Sent<'_>) {
         let Some(queue) = port
             .pairs()
             .get(usize::from(egress.pair))
@@ -163,10 +204,10 @@ impl Forwarder {
         while left != 0 {
             let number = left.trailing_zeros() as usize;
             left &= left - 1;
-            let (Some(frame), Some(chain)) = (self.frames.get_mut(number), self.sent.get(number)) else {
+            let Some(frame) = self.frames.get_mut(number) else {
                 continue;
             };
-            if let Err(reason) = receiver.deliver(frame, chain.readable) {
+            if let Err(reason) = sent.with(number, |list| receiver.deliver(frame, list)) {
                 counters.drops.add(reason, 1);
             }
         }
@@ -187,6 +228,48 @@ impl Forwarder {
         if ring.state.broken {
             port.set_ready(usize::from(egress.pair), false);
         }
+    }
+
+    /// Writes the burst's frames for one queue of an interface of the host, which takes every offload.
+    fn deliver_to_tap(&mut self, port: &Port, egress: Egress, sent: &Sent<'_>) {
+        let Some(pair) = port.pairs().get(usize::from(egress.pair)) else {
+            return;
+        };
+        // The gate is not held while frames are written: those are system calls.
+        let Some(tap) = pair.tap.enter().and_then(|tap| tap.clone()) else {
+            let count = u64::from(egress.frames.count_ones());
+            port.drops().add_shared(DropReason::LinkDown, count);
+            return;
+        };
+        let limit = usize::from(port.mtu()) + MTU_OVERHEAD;
+        let (mut frames, mut bytes) = (0, 0);
+        let mut left = egress.frames;
+        while left != 0 {
+            let number = left.trailing_zeros() as usize;
+            left &= left - 1;
+            let Some(frame) = self.frames.get_mut(number) else {
+                continue;
+            };
+            let dropped = if frame.header.gso_type == GSO_NONE && frame.len > limit {
+                DropReason::Oversize
+            } else {
+                let head = frame.head_for(1);
+                match sent.with(number, |list| tap.write(head, list, head.len())) {
+                    Ok(true) => {
+                        frames += 1;
+                        bytes += frame.len as u64;
+                        continue;
+                    }
+                    Ok(false) => DropReason::NoBuffer,
+                    Err(_) => DropReason::HostError,
+                }
+            };
+            port.drops().add_shared(dropped, 1);
+        }
+        let counters = pair.egress.counters();
+        counters.frames.add_shared(frames);
+        counters.bytes.add_shared(bytes);
+        counters.bursts.add_shared(1);
     }
 
     /// After a page of some guest's memory vanished under a copy: stops the rings of the burst whose memory

@@ -7,11 +7,13 @@ use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
+use virtio::burst::Burst;
 use virtio::memory::guard::fault_count;
 
 use super::BURST;
-use super::deliver::Forwarder;
+use super::deliver::{Forwarder, Sent};
 use super::shared::{Source, Sources, WAKE, WorkerShared};
+use super::source::TapBuffers;
 use crate::bridge::{Bridge, PortTable};
 use crate::config::PollMode;
 use crate::counters::DropReason;
@@ -70,6 +72,10 @@ pub(super) struct Round {
     active: Vec<usize>,
     events: Vec<epoll::Event>,
     forwarder: Forwarder,
+    /// Chains taken from the sender.
+    sent: Burst,
+    /// For frames of the host, once there are any.
+    tap_buffers: Option<TapBuffers>,
     /// How long an idle queue is polled; none for ever.
     window: Option<Duration>,
     faults: usize,
@@ -87,6 +93,8 @@ impl Round {
             active: Vec::new(),
             events: Vec::with_capacity(EVENTS),
             forwarder: Forwarder::new(),
+            sent: Burst::with_capacity(BURST),
+            tap_buffers: None,
             window: match (poll, cpus) {
                 (PollMode::Always, _) => None,
                 (PollMode::Adaptive, PLENTY..) => Some(WINDOW),
@@ -107,7 +115,7 @@ impl Round {
                 continue;
             }
             if self.active.is_empty() {
-                self.forwarder.release();
+                self.release();
                 self.wait(None);
             } else if !worked && self.only_never_kicking() {
                 self.wait(Some(&NO_KICK_PERIOD));
@@ -149,6 +157,7 @@ impl Round {
     fn serve(&mut self, number: usize) -> Served {
         let Self {
             forwarder,
+            sent,
             sources,
             ports,
             bridge,
@@ -162,6 +171,9 @@ impl Round {
         let Some(queue) = source.queue() else {
             return Served::Gone;
         };
+        if source.port.is_tap() {
+            return self.serve_tap(number);
+        }
         let Some(mut guard) = queue.ring.try_enter() else {
             return Served::Busy;
         };
@@ -171,7 +183,7 @@ impl Round {
         if std::mem::take(&mut activity[number].fresh) {
             ring.queue.disable_notification();
         }
-        match ring.queue.pop_burst(&mut forwarder.sent, BURST) {
+        match ring.queue.pop_burst(sent, BURST) {
             Ok(0) => return Served::Nothing,
             Ok(_) => {}
             Err(error) => {
@@ -180,14 +192,15 @@ impl Round {
             }
         }
         if ring.state.enabled {
-            forwarder.forward(bridge, ports.load(), &source.port, source.pair);
+            let frames = Sent::Guest(sent);
+            forwarder.forward(bridge, ports.load(), &source.port, source.pair, &frames);
         } else {
             queue
                 .counters()
                 .drops
-                .add(DropReason::QueueDisabled, forwarder.sent.len() as u64);
+                .add(DropReason::QueueDisabled, sent.len() as u64);
         }
-        for chain in forwarder.sent.chains() {
+        for chain in sent.chains() {
             ring.queue.add_used(chain.head, 0);
         }
         if ring.queue.publish() {
@@ -205,6 +218,60 @@ impl Round {
         drop(guard);
         forwarder.notify();
         Served::Burst
+    }
+
+    /// Lets go of all guest memory.
+    fn release(&mut self) {
+        self.sent.release();
+        self.forwarder.release();
+    }
+
+    fn serve_tap(&mut self, number: usize) -> Served {
+        let Self {
+            forwarder,
+            sources,
+            ports,
+            bridge,
+            tap_buffers,
+            ..
+        } = self;
+        let Some(Some(source)) = sources.load().get(number) else {
+            return Served::Gone;
+        };
+        let Some(pair) = source.port.pairs().get(source.pair) else {
+            return Served::Gone;
+        };
+        let Some(guard) = pair.tap.try_enter() else {
+            return Served::Busy;
+        };
+        let Some(tap) = guard.clone() else {
+            return Served::Gone;
+        };
+        drop(guard);
+        if tap_buffers.is_none() {
+            match TapBuffers::new() {
+                Ok(buffers) => *tap_buffers = Some(buffers),
+                Err(error) => {
+                    tracing::error!("no memory for frames of the host: {error}");
+                    return Served::Gone;
+                }
+            }
+        }
+        let Some(buffers) = tap_buffers else {
+            return Served::Gone;
+        };
+        let taken = buffers.read(&tap, |frames| {
+            forwarder.forward(bridge, ports.load(), &source.port, source.pair, frames);
+        });
+        forwarder.notify();
+        match taken {
+            None => {
+                source.port.set_ready(source.pair, false);
+                Served::Gone
+            }
+            Some(0) => Served::Nothing,
+            Some(_) => Served::Burst,
+        }
     }
 
     fn is_idle_long(&mut self, number: usize) -> bool {
@@ -271,7 +338,7 @@ impl Round {
     /// Looks at the queues that the control plane changed.
     fn attend(&mut self) {
         self.shared.drain_wake();
-        self.forwarder.release();
+        self.release();
         let sources = Arc::clone(self.sources.load());
         for (number, source) in sources.iter().enumerate() {
             if source

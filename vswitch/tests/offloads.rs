@@ -1,0 +1,298 @@
+//! Frames with work left to do, to guests that can and cannot do it themselves; and queue pairs.
+
+#[path = "support/guest.rs"]
+mod guest;
+#[path = "support/net.rs"]
+mod net;
+
+use guest::{Guest, Options};
+use net::{BROADCAST, Net, frame, mac, udp};
+use virtio::checksum::{Checksum, complete};
+use virtio::features as f;
+use virtio::net::{GSO_TCPV4, HDR_F_NEEDS_CSUM, NetHeader};
+use vswitch::config::BridgeSettings;
+
+const BASE: u64 = f::VERSION_1 | f::NET_F_MRG_RXBUF | f::RING_F_EVENT_IDX;
+const OFFLOADS: u64 = f::NET_F_CSUM
+    | f::NET_F_GUEST_CSUM
+    | f::NET_F_HOST_TSO4
+    | f::NET_F_GUEST_TSO4
+    | f::NET_F_HOST_TSO6
+    | f::NET_F_GUEST_TSO6;
+
+fn options(offloads: u64) -> Options {
+    Options {
+        features: BASE | offloads,
+        slot_len: 65_536 + 64,
+        queue_size: 128,
+        ..Options::default()
+    }
+}
+
+/// A TCP segment over IPv4 whose checksum field holds the pseudo-header's sum, and its header.
+fn tcp(payload: usize) -> (NetHeader, Vec<u8>) {
+    let mut frame = [&mac(2).octets()[..], &mac(1).octets(), &[8, 0]].concat();
+    let total = u16::try_from(40 + payload).unwrap();
+    frame.extend([0x45, 0]);
+    frame.extend(total.to_be_bytes());
+    frame.extend([0, 7, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    let mut sum = Checksum::new();
+    sum.add(&frame[14..34]);
+    frame[24..26].copy_from_slice(&sum.finish());
+    frame.extend([0x30, 0x39, 0x14, 0x51, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x18, 1, 0]);
+    let mut pseudo = Checksum::new();
+    pseudo.add(&[10, 0, 0, 1, 10, 0, 0, 2, 0, 6]);
+    pseudo.add(&(total - 20).to_be_bytes());
+    frame.extend(pseudo.partial());
+    frame.extend([0, 0]);
+    frame.extend((0..payload).map(|at| u8::try_from(at % 251).unwrap()));
+    let header = NetHeader {
+        flags: HDR_F_NEEDS_CSUM,
+        csum_start: 34,
+        csum_offset: 16,
+        ..NetHeader::default()
+    };
+    (header, frame)
+}
+
+fn learn(guests: &mut [&mut Guest]) {
+    for (number, guest) in guests.iter_mut().enumerate() {
+        guest.send(
+            0,
+            &frame(BROADCAST, mac(u8::try_from(number + 1).unwrap()), 0, 60),
+        );
+    }
+    guests[0].receive();
+    guests[1].receive();
+}
+
+/// Whether TCP's checksum in a frame is right.
+fn checksum_is_right(frame: &[u8]) -> bool {
+    let mut sum = Checksum::new();
+    sum.add(&frame[26..34]);
+    sum.add(&[0, 6]);
+    sum.add(&u16::try_from(frame.len() - 34).unwrap().to_be_bytes());
+    sum.add(&frame[34..]);
+    sum.finish() == [0, 0]
+}
+
+#[test]
+fn offloads_pass_between_guests_that_share_them() {
+    let net = Net::new();
+    let (mut a, mut b) = (
+        net.guest_with("a", options(OFFLOADS)),
+        net.guest_with("b", options(OFFLOADS)),
+    );
+    learn(&mut [&mut a, &mut b]);
+    let (mut header, frame) = tcp(40_000);
+    header.gso_type = GSO_TCPV4;
+    header.gso_size = 1448;
+    header.hdr_len = 54;
+    a.send_with(0, &header, &frame);
+    let (_, received) = b.receive();
+    assert_eq!(received.frame, frame);
+    let buffers = u16::try_from((12 + frame.len()).div_ceil(2048)).unwrap();
+    assert_eq!(
+        received.header,
+        NetHeader {
+            num_buffers: buffers,
+            ..header
+        }
+    );
+    let (header, frame) = tcp(1000);
+    a.send_with(0, &header, &frame);
+    let (_, received) = b.receive();
+    assert_eq!((received.header.flags, received.frame), (HDR_F_NEEDS_CSUM, frame));
+    assert_eq!(net.total_drops("a") + net.total_drops("b"), 0);
+}
+
+#[test]
+fn checksums_are_completed_for_guests_that_want_them_complete() {
+    let net = Net::new();
+    let (mut a, mut b) = (
+        net.guest_with("a", options(OFFLOADS)),
+        net.guest_with("b", options(0)),
+    );
+    learn(&mut [&mut a, &mut b]);
+    for payload in [0, 1, 100, 1459, 1460] {
+        let (header, mut frame) = tcp(payload);
+        a.send_with(0, &header, &frame);
+        let (_, received) = b.receive();
+        assert_eq!(
+            received.header,
+            NetHeader {
+                num_buffers: 1,
+                ..NetHeader::default()
+            }
+        );
+        assert!(checksum_is_right(&received.frame));
+        complete(&mut frame, 34, 16);
+        assert_eq!(received.frame, frame);
+    }
+}
+
+#[test]
+fn super_frames_are_segmented_for_guests_that_cannot_take_them() {
+    for offloads in [0, f::NET_F_GUEST_CSUM] {
+        let net = Net::new();
+        let (mut a, mut b) = (
+            net.guest_with("a", options(OFFLOADS)),
+            net.guest_with("b", options(offloads)),
+        );
+        learn(&mut [&mut a, &mut b]);
+        let (mut header, frame) = tcp(20_000);
+        header.gso_type = GSO_TCPV4;
+        header.gso_size = 1448;
+        a.send_with(0, &header, &frame);
+        let mut payload = Vec::new();
+        while payload.len() < 20_000 {
+            let (_, received) = b.receive();
+            if offloads == 0 {
+                assert_eq!(received.header.flags, 0);
+                assert!(checksum_is_right(&received.frame));
+            } else {
+                assert_eq!(received.header.flags, HDR_F_NEEDS_CSUM);
+            }
+            assert_eq!(received.header.gso_type, 0);
+            let sequence = u32::from_be_bytes(received.frame[38..42].try_into().unwrap());
+            assert_eq!(sequence as usize, 1 + payload.len());
+            payload.extend_from_slice(&received.frame[54..]);
+        }
+        assert_eq!(payload, frame[54..]);
+        assert_eq!(net.port("b").counters.tx_frames, 14 + 1, "and the hello");
+        assert_eq!(net.total_drops("b"), 0);
+    }
+}
+
+#[test]
+fn offloads_that_make_no_sense_are_dropped() {
+    let net = Net::new();
+    let (mut a, mut b) = (
+        net.guest_with("a", options(OFFLOADS)),
+        net.guest_with("b", options(OFFLOADS)),
+    );
+    learn(&mut [&mut a, &mut b]);
+    let (header, frame) = tcp(1000);
+    let gso = NetHeader {
+        gso_type: GSO_TCPV4,
+        gso_size: 500,
+        ..header
+    };
+    for bad in [
+        NetHeader {
+            csum_start: 0xffff,
+            ..header
+        },
+        NetHeader {
+            csum_offset: 0xffff,
+            ..header
+        },
+        NetHeader { gso_size: 0, ..gso },
+        NetHeader { gso_type: 77, ..gso },
+        NetHeader { flags: 0, ..gso },
+    ] {
+        a.send_with(0, &bad, &frame);
+    }
+    // The hint is not believed, and goes no further than it is true.
+    a.send_with(
+        0,
+        &NetHeader {
+            hdr_len: 0xffff,
+            ..gso
+        },
+        &frame,
+    );
+    let (_, received) = b.receive();
+    assert_eq!((received.header.hdr_len, received.frame), (0, frame));
+    assert_eq!(net.drops("a", "bad-header"), 5);
+}
+
+#[test]
+fn a_flow_comes_back_on_the_pair_it_was_transmitted_on() {
+    let net = Net::with(BridgeSettings {
+        workers: 2,
+        ..BridgeSettings::default()
+    });
+    let several = |pairs| Options {
+        pairs,
+        ..Options::default()
+    };
+    let (mut a, mut b) = (net.guest_with("a", several(4)), net.guest_with("b", several(2)));
+    a.send(0, &frame(BROADCAST, mac(1), 0, 60));
+    b.receive();
+    b.send(0, &frame(BROADCAST, mac(2), 0, 60));
+    a.receive();
+    for pair in 0..4_u8 {
+        let port = 1000 + u16::from(pair);
+        a.send(usize::from(pair), &udp(2, 1, [port, 9], pair));
+        b.expect(&udp(2, 1, [port, 9], pair));
+        for tag in 0..5 {
+            b.send(usize::from(tag % 2), &udp(1, 2, [9, port], tag));
+            assert_eq!(a.expect(&udp(1, 2, [9, port], tag)), usize::from(pair));
+        }
+    }
+    // The guest moves the flow to another CPU: what comes back moves too.
+    a.send(3, &udp(2, 1, [1000, 9], 9));
+    b.expect(&udp(2, 1, [1000, 9], 9));
+    b.send(0, &udp(1, 2, [9, 1000], 9));
+    assert_eq!(a.expect(&udp(1, 2, [9, 1000], 9)), 3);
+    let view = net.port("a");
+    assert!(
+        view.queues
+            .iter()
+            .all(|queue| queue.enabled && queue.rx_frames > 0 && queue.tx_frames > 0)
+    );
+}
+
+#[test]
+fn pairs_that_are_not_enabled_get_nothing() {
+    use vhost::vhost_user::VhostUserFrontend;
+    let net = Net::new();
+    let several = Options {
+        pairs: 4,
+        ..Options::default()
+    };
+    let (mut a, mut b) = (net.guest("a"), net.guest_with("b", several));
+    for index in [0, 1, 4, 5] {
+        b.frontend.set_vring_enable(index, false).unwrap();
+    }
+    guest::wait_for("two pairs", || net.port("b").enabled_queue_pairs == 2);
+    let mut seen = [0_u32; 4];
+    for port in 0..64 {
+        a.send(0, &udp(2, 1, [port, 9], 1));
+        seen[b.expect(&udp(2, 1, [port, 9], 1))] += 1;
+    }
+    assert!(
+        seen[0] == 0 && seen[2] == 0 && seen[1] > 0 && seen[3] > 0,
+        "{seen:?}"
+    );
+}
+
+#[test]
+fn frames_of_a_flow_stay_in_order_through_two_workers() {
+    let net = Net::with(BridgeSettings {
+        workers: 2,
+        ..BridgeSettings::default()
+    });
+    let several = |pairs| Options {
+        pairs,
+        ..Options::default()
+    };
+    let (mut a, mut b) = (net.guest_with("a", several(2)), net.guest_with("b", several(2)));
+    b.send(0, &frame(BROADCAST, mac(2), 0, 60));
+    a.receive();
+    for round in 0..20_u8 {
+        for tag in 0..10 {
+            a.send(0, &udp(2, 1, [1, 9], round * 10 + tag));
+            a.send(1, &udp(2, 1, [2, 9], round * 10 + tag));
+        }
+        let mut next = [round * 10; 2];
+        for _ in 0..20 {
+            let (_, received) = b.receive();
+            let flow = usize::from(received.frame[35] - 1);
+            assert_eq!(received.frame[42], next[flow]);
+            next[flow] += 1;
+        }
+    }
+    assert_eq!(net.total_drops("b"), 0);
+}
