@@ -286,12 +286,12 @@ fn frames_of_a_flow_stay_in_order_through_two_workers() {
             a.send(0, &udp(2, 1, [1, 9], round * 10 + tag));
             a.send(1, &udp(2, 1, [2, 9], round * 10 + tag));
         }
-        let mut next = [round * 10; 2];
+        let mut expected = [round * 10; 2];
         for _ in 0..20 {
             let (_, received) = b.receive();
             let flow = usize::from(received.frame[35] - 1);
-            assert_eq!(received.frame[42], next[flow]);
-            next[flow] += 1;
+            assert_eq!(received.frame[42], expected[flow]);
+            expected[flow] += 1;
         }
     }
     assert_eq!(net.total_drops("b"), 0);

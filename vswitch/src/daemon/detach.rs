@@ -23,13 +23,7 @@ const LOG_TAIL: u64 = 4096;
 /// Starts the daemon as a process of its own and returns when its API answers. `args` are the arguments
 /// after `up BRIDGE`.
 pub async fn start_detached(dir: &BridgeDir, args: &[String]) -> Result<BridgeView, DaemonError> {
-    if let Some(pid) = dir.live_pid() {
-        return Err(RunDirError::Live {
-            name: dir.name().to_owned(),
-            pid,
-        }
-        .into());
-    }
+    wait_for_the_dying(dir).await?;
     dir.create()?;
     let mut log = OpenOptions::new()
         .create(true)
@@ -65,6 +59,30 @@ pub async fn start_detached(dir: &BridgeDir, args: &[String]) -> Result<BridgeVi
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// A daemon that was just killed keeps its claim until its last thread is gone: that is waited for. One that
+/// lives is not.
+async fn wait_for_the_dying(dir: &BridgeDir) -> Result<(), DaemonError> {
+    let deadline = Instant::now() + END_LIMIT;
+    while let Some(pid) = dir.live_pid() {
+        if !is_dying(&pid) || Instant::now() >= deadline {
+            let name = dir.name().to_owned();
+            return Err(RunDirError::Live { name, pid }.into());
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}
+
+/// Whether a process is gone but for its remains.
+fn is_dying(pid: &str) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return true;
+    };
+    // The state follows the name, which is in brackets and may hold anything.
+    let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
+    state.starts_with(['Z', 'X'])
 }
 
 fn spawn(dir: &BridgeDir, args: &[String], log: &File) -> io::Result<Child> {
