@@ -157,6 +157,27 @@ impl Burst {
         }
     }
 
+    /// Adds a chain that is one descriptor with `view` as its buffer: nearly all of them.
+    ///
+    /// # Safety
+    /// The view must lie in the memory that `begin` was given.
+    #[inline]
+    pub(crate) unsafe fn push_single(&mut self, head: u16, writable: bool, view: Segment<'static>, len: u32) {
+        let first = self.mark();
+        self.segments.push(view);
+        let written = u32::from(writable);
+        self.chains.push(ChainRecord {
+            head,
+            error: None,
+            first,
+            readable: 1 - written,
+            writable: written,
+            readable_len: if writable { 0 } else { len },
+            writable_len: if writable { len } else { 0 },
+        });
+        view.prefetch();
+    }
+
     /// Adds a segment to the chain being built.
     ///
     /// # Safety

@@ -10,7 +10,7 @@ use super::{EVENT_FLAGS_DESC, EVENT_FLAGS_DISABLE, EVENT_FLAGS_ENABLE};
 use crate::burst::{Burst, ChainError, DEFAULT_BURST};
 use crate::collect::Collector;
 use crate::desc::{DESC_F_WRITE, Descriptor};
-use crate::memory::MemoryMap;
+use crate::memory::{GuestSlice, MemoryMap};
 use crate::queue::{QueueConfig, QueueError, RingError, WalkError};
 
 /// The device end of a running queue. Its parameters are frozen.
@@ -106,21 +106,31 @@ impl DeviceQueue {
     /// Takes the chain that starts here; true once the burst should end.
     #[inline]
     fn take(&mut self, burst: &mut Burst, head: Tail) -> Result<bool, RingError> {
-        let mut collector = Collector::new(&self.mem, &mut self.hint, burst, head.id);
-        let walked = if head.has_next() || head.is_indirect() {
-            walk(&self.ring, self.indirect, self.next, head, &mut collector)
-        } else {
-            // One direct descriptor: nearly all of them.
-            let buffer = buffer(&self.ring, self.next, head);
-            Ok(Walked {
-                result: collector.add(buffer),
-                id: head.id,
-                slots: 1,
-                descriptors: 0,
-            })
-        };
         let size = self.ring.size();
-        let checked = walked.and_then(|w| {
+        if !head.has_next() && !head.is_indirect() && head.id < size && self.in_flight < size {
+            let addr = self.ring.addr(self.next);
+            if let Some(ptr) = self.mem.translate(&mut self.hint, addr, u64::from(head.len))
+                && head.len != 0
+            {
+                // SAFETY: the bytes are in one region of `mem`, which the burst was begun with and keeps.
+                unsafe {
+                    let view = GuestSlice::new(ptr, head.len as usize);
+                    burst.push_single(head.id, head.flags & DESC_F_WRITE != 0, view, head.len);
+                }
+                self.advance(head.id, 1);
+                return Ok(false);
+            }
+        }
+        self.take_any(burst, head)
+    }
+
+    /// Takes any chain; true once the burst should end.
+    #[cold]
+    #[inline(never)]
+    fn take_any(&mut self, burst: &mut Burst, head: Tail) -> Result<bool, RingError> {
+        let size = self.ring.size();
+        let mut collector = Collector::new(&self.mem, &mut self.hint, burst, head.id);
+        let checked = walk(&self.ring, self.indirect, self.next, head, &mut collector).and_then(|w| {
             if w.id >= size {
                 return Err(RingError::DescriptorIndex { index: w.id, size });
             }
@@ -137,12 +147,18 @@ impl DeviceQueue {
             }
         };
         let full = collector.finish(walked.result, walked.id, walked.descriptors);
-        self.slots[usize::from(walked.id)] = walked.slots;
-        self.popped.push(walked.slots);
-        self.in_flight += walked.slots;
-        self.next = self.next.forward(walked.slots, size);
-        self.ring.prefetch(self.next);
+        self.advance(walked.id, walked.slots);
         Ok(full)
+    }
+
+    /// Goes on after a chain, whose id was checked.
+    #[inline]
+    fn advance(&mut self, id: u16, slots: u16) {
+        self.slots[usize::from(id)] = slots;
+        self.popped.push(slots);
+        self.in_flight += slots;
+        self.next = self.next.forward(slots, self.ring.size());
+        self.ring.prefetch(self.next);
     }
 
     /// Puts back the last `n` chains (at most all) of the last burst popped: the next pop gives them again.
@@ -237,7 +253,7 @@ struct Walked {
     result: Result<(), ChainError>,
     id: u16,
     slots: u16,
-    /// Descriptors read, when it was more than one.
+    /// Descriptors read.
     descriptors: usize,
 }
 
@@ -252,8 +268,6 @@ fn buffer(ring: &Ring, at: Position, tail: Tail) -> Descriptor {
 }
 
 /// Walks a chain to its end, for its id and length, even when its buffers turn out to be wrong.
-#[cold]
-#[inline(never)]
 fn walk(
     ring: &Ring,
     indirect: bool,

@@ -8,7 +8,7 @@ use std::sync::atomic::{Ordering, fence};
 use super::ring::Ring;
 use super::walk::take_chain;
 use super::{QueueConfig, QueueError, RingError};
-use crate::burst::{Burst, ChainRecord};
+use crate::burst::Burst;
 use crate::collect::Collector;
 use crate::desc::{AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, Descriptor, USED_F_NO_NOTIFY};
 use crate::memory::{GuestSlice, MemoryMap};
@@ -127,12 +127,9 @@ impl DeviceQueue {
                 return Err(RingError::DescriptorIndex { index: head, size });
             }
             let desc = self.ring.desc(head);
-            let full = if let Some(segment) = self.single(desc) {
-                let record = single_record(head, desc, burst.mark());
+            let full = if let Some(view) = self.single(desc) {
                 // SAFETY: `single` translated with the map that the burst was begun with.
-                unsafe { burst.push_segment(segment) };
-                burst.chains.push(record);
-                segment.prefetch();
+                unsafe { burst.push_single(head, desc.is_writable(), view, desc.len) };
                 false
             } else {
                 let collector = Collector::new(&self.mem, &mut self.hint, burst, head);
@@ -233,19 +230,5 @@ impl DeviceQueue {
             .avail_idx()
             .wrapping_sub(self.next_avail)
             .min(self.ring.size())
-    }
-}
-
-#[inline]
-fn single_record(head: u16, desc: Descriptor, first: u32) -> ChainRecord {
-    let writable = u32::from(desc.is_writable());
-    ChainRecord {
-        head,
-        error: None,
-        first,
-        readable: 1 - writable,
-        writable,
-        readable_len: if writable == 0 { desc.len } else { 0 },
-        writable_len: if writable == 0 { 0 } else { desc.len },
     }
 }
