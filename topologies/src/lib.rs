@@ -8,6 +8,8 @@ pub mod agent;
 pub mod check;
 pub mod control;
 pub mod engine;
+pub mod image;
+pub mod initramfs;
 pub mod lab;
 pub mod lock;
 pub mod mac;

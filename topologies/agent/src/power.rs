@@ -38,7 +38,10 @@ fn watch(device: &Path, action: &Path) -> io::Result<()> {
     loop {
         let n = device.read(&mut events)?;
         if events[..n].chunks_exact(EVENT).any(is_power_press) {
-            Command::new(action).status()?;
+            // A failed attempt is no reason not to hear the next.
+            if let Err(error) = Command::new(action).status() {
+                eprintln!("netyard-agent: cannot run {}: {error}", action.display());
+            }
         }
     }
 }
