@@ -66,3 +66,31 @@ fn a_place_is_given_back_with_its_region() {
         assert!(!matches!(region, Err(MemoryError::TooManyMappings(_))));
     }
 }
+
+#[test]
+fn huge_pages_that_run_out_poison_their_region() {
+    const HUGE: u64 = 2 << 20;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    let Ok(fd) = memfd_create("huge", flags) else {
+        eprintln!("this kernel has no 2 MiB pages: nothing to see");
+        return;
+    };
+    ftruncate(&fd, 2 * HUGE).expect("size");
+    // From the middle of one page into the next: front-ends cut their memory anywhere.
+    let region = Region::map(fd.as_fd(), HUGE / 2, 0, 0, HUGE).expect("a mapping needs no free pages");
+    let map = MemoryMap::new(vec![Arc::clone(&region)]).expect("map");
+    for at in [0, HUGE - 4] {
+        let view = map.slice(at, 4).expect("mapped");
+        assert_eq!(view.write_from(0, b"here"), 4);
+        let mut got = [0; 4];
+        assert_eq!(view.read_to(0, &mut got), 4);
+        assert_eq!(&got, b"here");
+    }
+    let mut in_file = [0; 4];
+    let pages_left = rustix::io::pread(&fd, &mut in_file, HUGE / 2) == Ok(4) && &in_file == b"here";
+    assert_eq!(
+        region.is_poisoned(),
+        !pages_left,
+        "poisoned exactly when the pool had no page"
+    );
+}
