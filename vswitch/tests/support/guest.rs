@@ -57,7 +57,9 @@ pub(crate) struct Queue {
     layout: QueueConfig,
     buffers: u64,
     buffer_len: u32,
-    free: Vec<u16>,
+    pub(crate) free: Vec<u16>,
+    /// Bytes of the frame in every slot, for those who fill them.
+    pub(crate) frame_len: u32,
 }
 
 /// A frame that the guest received.
@@ -268,10 +270,11 @@ impl Queue {
             buffers: at + ring.len.next_multiple_of(4096),
             buffer_len,
             free: (0..size).rev().collect(),
+            frame_len: 0,
         }
     }
 
-    fn buffer(&self, slot: u16) -> Buffer {
+    pub(crate) fn buffer(&self, slot: u16) -> Buffer {
         Buffer {
             addr: self.buffers + u64::from(slot) * u64::from(self.buffer_len),
             len: self.buffer_len,

@@ -1,0 +1,218 @@
+//! How fast frames go from one guest to another: two ports of one switch, and this thread as both guests.
+//!
+//! `cargo bench -p vswitch` prints frames per second, nanoseconds per frame of wall time, and nanoseconds of
+//! the worker's CPU time per frame, for each frame size, with and without mergeable buffers. An argument limits
+//! it to the cases whose name contains it; `--seconds N` sets the time for each.
+
+#[path = "../tests/support/guest.rs"]
+mod guest;
+#[path = "../tests/support/net.rs"]
+mod net;
+
+use std::time::{Duration, Instant};
+
+use guest::{Guest, Options};
+use net::{BROADCAST, Net, frame, mac, udp};
+use virtio::features as f;
+use virtio::split::driver::Buffer;
+use vswitch::config::{BridgeSettings, PollMode};
+
+/// Frames handed over at a time.
+const BURST: usize = 64;
+
+struct Case {
+    name: &'static str,
+    frame_len: usize,
+    features: u64,
+    poll: PollMode,
+}
+
+const CASES: [Case; 6] = [
+    Case {
+        name: "64 bytes",
+        frame_len: 64,
+        features: f::NET_F_MRG_RXBUF | f::RING_F_EVENT_IDX,
+        poll: PollMode::Always,
+    },
+    Case {
+        name: "64 bytes, one buffer",
+        frame_len: 64,
+        features: f::RING_F_EVENT_IDX,
+        poll: PollMode::Always,
+    },
+    Case {
+        name: "64 bytes, adaptive",
+        frame_len: 64,
+        features: f::NET_F_MRG_RXBUF | f::RING_F_EVENT_IDX,
+        poll: PollMode::Adaptive,
+    },
+    Case {
+        name: "512 bytes",
+        frame_len: 512,
+        features: f::NET_F_MRG_RXBUF | f::RING_F_EVENT_IDX,
+        poll: PollMode::Always,
+    },
+    Case {
+        name: "1518 bytes",
+        frame_len: 1518,
+        features: f::NET_F_MRG_RXBUF | f::RING_F_EVENT_IDX,
+        poll: PollMode::Always,
+    },
+    Case {
+        name: "1518 bytes, one buffer",
+        frame_len: 1518,
+        features: f::RING_F_EVENT_IDX,
+        poll: PollMode::Always,
+    },
+];
+
+fn main() {
+    let mut wanted = String::new();
+    let mut time = Duration::from_secs(2);
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--bench" => {}
+            "--seconds" => {
+                let seconds = arguments.next().and_then(|text| text.parse().ok());
+                time = Duration::from_secs_f64(seconds.expect("--seconds needs a number"));
+            }
+            name => name.clone_into(&mut wanted),
+        }
+    }
+    println!(
+        "{:<24} {:>12} {:>10} {:>14} {:>8}",
+        "case", "frames/s", "ns/frame", "worker ns/frame", "drops"
+    );
+    for case in CASES.iter().filter(|case| case.name.contains(&wanted)) {
+        run(case, time);
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a few digits are printed")]
+fn run(case: &Case, time: Duration) {
+    let net = Net::with(BridgeSettings {
+        poll: case.poll,
+        ..BridgeSettings::default()
+    });
+    let options = || Options {
+        features: f::VERSION_1 | case.features,
+        queue_size: 1024,
+        ..Options::default()
+    };
+    let (mut from, mut to) = (net.guest_with("from", options()), net.guest_with("to", options()));
+    for (number, guest) in [(1, &mut from), (2, &mut to)] {
+        guest.send(0, &frame(BROADCAST, mac(number), 0, 60));
+    }
+    from.receive();
+    to.receive();
+    let mut sent = udp(2, 1, [1, 2], 0);
+    sent.resize(case.frame_len, 7);
+    from.fill(0, &sent);
+    pump(&mut from, &mut to, Duration::from_millis(200));
+    let before = (net.port("to").counters.tx_frames, worker_time());
+    let took = pump(&mut from, &mut to, time);
+    let view = net.port("to");
+    let frames = view.counters.tx_frames - before.0;
+    let worker = worker_time().saturating_sub(before.1);
+    let per_frame = |time: Duration| time.as_secs_f64() * 1e9 / frames as f64;
+    println!(
+        "{:<24} {:>12.0} {:>10.1} {:>14.1} {:>8}",
+        case.name,
+        frames as f64 / took.as_secs_f64(),
+        per_frame(took),
+        per_frame(worker),
+        net.total_drops("to") + net.total_drops("from"),
+    );
+}
+
+/// Keeps the sender's queue full and the receiver's supplied.
+fn pump(from: &mut Guest, to: &mut Guest, time: Duration) -> Duration {
+    let start = Instant::now();
+    let mut rounds = 0_u32;
+    loop {
+        let moved = from.transmit_again(0, BURST) + to.receive_and_post(0, BURST);
+        if moved == 0 {
+            std::thread::yield_now();
+        }
+        rounds += 1;
+        if rounds.is_multiple_of(64) && start.elapsed() >= time {
+            return start.elapsed();
+        }
+    }
+}
+
+/// CPU time of the switch's workers so far.
+fn worker_time() -> Duration {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("/proc is mounted");
+    tasks
+        .flatten()
+        .filter(|task| {
+            std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.starts_with("worker-"))
+        })
+        .filter_map(|task| {
+            let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+            text.split_whitespace()
+                .next()?
+                .parse()
+                .ok()
+                .map(Duration::from_nanos)
+        })
+        .sum()
+}
+
+impl Guest {
+    /// Writes the same frame into every transmit slot.
+    fn fill(&mut self, pair: usize, frame: &[u8]) {
+        self.flush();
+        let queue = &mut self.queues[pair * 2 + 1];
+        let bytes = [&[0; 12][..], frame].concat();
+        for slot in 0..self.options.queue_size {
+            let buffer = queue.buffer(slot);
+            self.map
+                .slice(buffer.addr, bytes.len())
+                .expect("a slot")
+                .write_from(0, &bytes);
+        }
+        queue.frame_len = u32::try_from(bytes.len()).expect("a short frame");
+    }
+
+    /// Transmits what is in the slots that are free, up to `most`.
+    fn transmit_again(&mut self, pair: usize, most: usize) -> usize {
+        let queue = &mut self.queues[pair * 2 + 1];
+        queue.reclaim();
+        let count = most.min(queue.free.len());
+        for _ in 0..count {
+            let slot = queue.free.pop().expect("counted");
+            let buffer = Buffer {
+                len: queue.frame_len,
+                ..queue.buffer(slot)
+            };
+            queue
+                .driver
+                .push(&[buffer], &[], u64::from(slot))
+                .expect("as many chains as slots");
+        }
+        queue.publish();
+        count
+    }
+
+    /// Takes received frames and posts their buffers again.
+    fn receive_and_post(&mut self, pair: usize, most: usize) -> usize {
+        let queue = &mut self.queues[pair * 2];
+        let mut count = 0;
+        while count < most {
+            let Some((slot, _)) = queue.driver.pop_used().expect("a sane ring") else {
+                break;
+            };
+            let slot = u16::try_from(slot).expect("a slot");
+            queue
+                .driver
+                .push(&[], &[queue.buffer(slot)], u64::from(slot))
+                .expect("as many chains as slots");
+            count += 1;
+        }
+        queue.publish();
+        count
+    }
+}
