@@ -7,6 +7,7 @@ pub mod board;
 pub mod bus;
 mod fd;
 pub mod hv;
+pub mod listener;
 pub mod memory;
 pub mod pci;
 pub mod vhost_user;

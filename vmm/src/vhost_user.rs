@@ -19,8 +19,9 @@ mod watchdog;
 #[cfg(test)]
 mod tests;
 
+pub use crate::listener::SocketError;
 pub use features::FeatureNames;
 pub use link::{LinkError, Timeouts};
 pub use net::{MAX_QUEUE_PAIRS, NicError, NicMemory, NicMonitor, NicOptions, VhostUserNet};
 pub use shared::NicStatus;
-pub use socket::{SocketError, SocketMode};
+pub use socket::SocketMode;

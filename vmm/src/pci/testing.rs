@@ -2,9 +2,11 @@
 
 use std::sync::{Arc, Mutex};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::platform::{Platform, Vector};
+use crate::fd;
 use crate::hv::HvError;
 
 /// What was asked for, in order.
@@ -23,7 +25,8 @@ pub(crate) type Calls = Arc<Mutex<Vec<Call>>>;
 #[derive(Debug, Default)]
 pub(crate) struct FakePlatform {
     pub(crate) calls: Calls,
-    vectors: Mutex<usize>,
+    /// The eventfd of each vector made.
+    vectors: Mutex<Vec<EventFd>>,
     /// Addresses that cannot have an ioeventfd.
     pub(crate) refused: Mutex<Vec<u64>>,
 }
@@ -32,17 +35,36 @@ impl FakePlatform {
     pub(crate) fn take(&self) -> Vec<Call> {
         std::mem::take(&mut self.calls.lock().unwrap())
     }
+
+    /// Waits until `vector` is raised.
+    pub(crate) fn wait_for_interrupt(&self, vector: u16) {
+        let fd = self.vectors.lock().unwrap()[usize::from(vector)]
+            .try_clone()
+            .unwrap();
+        let deadline = Timespec {
+            tv_sec: 20,
+            tv_nsec: 0,
+        };
+        let mut fds = [PollFd::from_borrowed_fd(fd::borrow(&fd), PollFlags::IN)];
+        assert_eq!(
+            poll(&mut fds, Some(&deadline)).unwrap(),
+            1,
+            "vector {vector} is not raised"
+        );
+        fd.read().unwrap();
+    }
 }
 
 impl Platform for FakePlatform {
     fn new_vector(&self) -> Result<Box<dyn Vector>, HvError> {
+        let fd = EventFd::new(EFD_NONBLOCK).unwrap();
         let mut vectors = self.vectors.lock().unwrap();
+        vectors.push(fd.try_clone().unwrap());
         let vector = FakeVector {
-            id: *vectors,
-            fd: EventFd::new(EFD_NONBLOCK).unwrap(),
+            id: vectors.len() - 1,
+            fd,
             calls: Arc::clone(&self.calls),
         };
-        *vectors += 1;
         Ok(Box::new(vector))
     }
 

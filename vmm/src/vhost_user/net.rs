@@ -15,9 +15,10 @@ use super::features;
 use super::link::Timeouts;
 use super::rings::ActiveNic;
 use super::shared::{NicStatus, Shared};
-use super::socket::{Connector, SocketError, SocketMode};
+use super::socket::{Connector, SocketMode};
 use super::supervisor::{Command, Supervisor};
 use super::watchdog::{Cutter, Watchdog};
+use crate::listener::SocketError;
 use crate::memory::RamRegion;
 use crate::virtio::device::{ActivateError, Activation, VirtioDevice};
 
