@@ -83,7 +83,7 @@ impl Guest {
         let region = RamRegion {
             guest_addr: 0,
             len: RAM,
-            memfd: Arc::new(file.into()),
+            memfd: Arc::new(file),
             offset: 0,
             host_addr: host_addr as u64,
         };
