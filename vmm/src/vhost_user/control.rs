@@ -15,6 +15,7 @@ use super::features;
 use super::shared::Shared;
 use crate::fd::borrow;
 use crate::virtio::device::{ActivateError, ActiveQueue, ConfigIrq, QueueIrq};
+use crate::virtio::queue::split_queue;
 
 /// Classes and commands, from the standard's section on the control virtqueue.
 const CLASS_ANNOUNCE: u8 = 3;
@@ -221,28 +222,6 @@ impl Worker {
         };
         u32::from(mem.write_obj(status, ack).is_ok())
     }
-}
-
-/// The ring as the `virtio-queue` crate serves it.
-fn split_queue(queue: &ActiveQueue, event_idx: bool) -> Result<Queue, ActivateError> {
-    let refused = |ring, addr| ActivateError::RingOutsideMemory {
-        queue: queue.index,
-        ring,
-        addr,
-    };
-    let mut split = Queue::new(queue.size).map_err(|_| ActivateError::MissingQueue(queue.index))?;
-    split
-        .try_set_desc_table_address(GuestAddress(queue.desc))
-        .map_err(|_| refused("descriptor table", queue.desc))?;
-    split
-        .try_set_avail_ring_address(GuestAddress(queue.avail))
-        .map_err(|_| refused("available ring", queue.avail))?;
-    split
-        .try_set_used_ring_address(GuestAddress(queue.used))
-        .map_err(|_| refused("used ring", queue.used))?;
-    split.set_event_idx(event_idx);
-    split.set_ready(true);
-    Ok(split)
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use super::socket::{Connector, SocketMode};
 use super::supervisor::{Command, Supervisor};
 use super::watchdog::{Cutter, Watchdog};
 use crate::listener::SocketError;
-use crate::memory::RamRegion;
+use crate::memory::{MemoryObserver, RamRegion};
 use crate::virtio::device::{ActivateError, Activation, VirtioDevice};
 
 /// The device type number of a network device.
@@ -328,16 +328,25 @@ impl Drop for VhostUserNet {
     }
 }
 
-impl NicMemory {
-    /// The guest got `region`.
-    pub fn added(&self, region: RamRegion) {
-        send(&self.commands, &self.shared, Command::AddMemory(region));
+impl MemoryObserver for NicMemory {
+    fn name(&self) -> &'static str {
+        "a vhost-user back-end"
     }
 
-    /// The guest loses `region`; when this returns, the back-end does not use it any more.
-    pub fn removed(&self, region: RamRegion) {
+    /// Never refused: a back-end that cannot take the region loses its link, the guest keeps its memory.
+    fn ram_added(&self, region: &RamRegion) -> Result<(), String> {
+        send(&self.commands, &self.shared, Command::AddMemory(region.clone()));
+        Ok(())
+    }
+
+    fn ram_removed(&self, region: &RamRegion) {
         let (done, answer) = sync_channel(1);
-        send(&self.commands, &self.shared, Command::RemoveMemory(region, done));
+        send(
+            &self.commands,
+            &self.shared,
+            Command::RemoveMemory(region.clone(), done),
+        );
+        // Without a supervisor there is no back-end either.
         let _ = answer.recv();
     }
 }

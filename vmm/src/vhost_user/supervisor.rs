@@ -136,6 +136,7 @@ impl Supervisor {
                 }
                 Ok(Command::RenewCall(index)) => self.renew_call(index),
                 Ok(Command::AddMemory(region)) => {
+                    self.regions.retain(|r| r.guest_addr != region.guest_addr);
                     self.regions.push(region);
                     self.change_memory();
                 }

@@ -1,13 +1,46 @@
 //! The NIC between a hand-made guest driver and back-ends that behave, misbehave and die.
 
 mod control;
-mod guest;
 mod lifecycle;
 mod reconnect;
 mod reference;
 mod script;
 
+use std::path::Path;
 use std::time::Duration;
 
-/// How long anything that has to happen may take before a test gives up on it.
-const SOON: Duration = Duration::from_secs(20);
+use super::{NicOptions, Timeouts, VhostUserNet, features};
+use crate::virtio::device::VirtioDevice;
+use crate::virtio::test_driver::{Guest, SOON, wait_for};
+
+/// As by default, but quick to try again.
+fn patient() -> Timeouts {
+    Timeouts {
+        longest_pause: Duration::from_millis(10),
+        ..Timeouts::default()
+    }
+}
+
+fn options(path: &Path) -> NicOptions {
+    NicOptions {
+        mac: Some([2, 0, 0, 0, 0, 1]),
+        queue_pairs: 2,
+        timeouts: patient(),
+        ..NicOptions::new("net0", path)
+    }
+}
+
+/// Negotiates all that is offered and starts the NIC.
+fn drive(guest: &mut Guest, nic: &mut VhostUserNet) -> u64 {
+    let features = nic.features() | features::VERSION_1;
+    assert!(nic.ack_features(features));
+    nic.activate(guest.activation(features)).unwrap();
+    features
+}
+
+/// The link state that the guest reads.
+fn link_up(nic: &VhostUserNet) -> bool {
+    let mut status = [0; 2];
+    nic.read_config(6, &mut status);
+    status[0] & 1 != 0
+}

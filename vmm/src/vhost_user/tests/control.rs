@@ -2,11 +2,11 @@
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::SOON;
-use super::guest::{Guest, RING_SIZE, options, wait_for};
 use super::script::{Act, Backend, GET_FEATURES, Offer, SET_VRING_ENABLE, Stage};
+use super::{Guest, SOON, drive, options, wait_for};
 use crate::vhost_user::VhostUserNet;
 use crate::virtio::device::VirtioDevice;
+use crate::virtio::test_driver::RING_SIZE;
 
 const CONTROL: usize = 4;
 const OK: u8 = 0;
@@ -31,7 +31,7 @@ impl Setup {
             (nic.join().unwrap(), backend)
         });
         let mut guest = Guest::new(5);
-        guest.drive(&mut nic);
+        drive(&mut guest, &mut nic);
         for _ in 0..4 {
             backend.wait_for(SET_VRING_ENABLE);
         }
@@ -110,7 +110,7 @@ fn the_choice_outlives_the_back_end_but_not_the_driver() {
         assert_eq!(setup.backend.wait_for(SET_VRING_ENABLE).state(), (index, 1));
     }
     setup.nic.reset();
-    setup.guest.drive(&mut setup.nic);
+    drive(&mut setup.guest, &mut setup.nic);
     let enabled = |backend: &Backend| loop {
         // Rings are disabled one by one as they stop, before they start anew.
         let (index, on) = backend.wait_for(SET_VRING_ENABLE).state();
@@ -250,7 +250,7 @@ fn a_broken_ring_stops_the_control_queue_only() {
         // A reset heals it.
         setup.nic.reset();
         setup.guest.events.reset();
-        setup.guest.drive(&mut setup.nic);
+        drive(&mut setup.guest, &mut setup.nic);
         setup.done = 0;
         assert_eq!(setup.request(4, 0, &[2, 0]), OK);
     }

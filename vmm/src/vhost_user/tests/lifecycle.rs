@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::SOON;
-use super::guest::{Guest, link_up, options, patient, wait_for};
 use super::script::{
-    Act, Backend, GET_VRING_BASE, Offer, SET_FEATURES, SET_MEM_TABLE, SET_OWNER, SET_VRING_BASE,
-    SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_ERR, SET_VRING_KICK, Stage,
+    ADD_MEM_REG, Act, Backend, GET_VRING_BASE, Offer, REM_MEM_REG, SET_FEATURES, SET_MEM_TABLE, SET_OWNER,
+    SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_ERR, SET_VRING_KICK, Stage,
 };
+use super::{Guest, SOON, drive, link_up, options, patient, wait_for};
+use crate::memory::MemoryObserver;
 use crate::vhost_user::{NicOptions, SocketMode, Timeouts, VhostUserNet, features};
 use crate::virtio::device::{ActiveQueue, VirtioDevice};
 
@@ -75,7 +75,7 @@ fn rings_are_handed_over_in_order_and_taken_back() {
     let stage = Stage::new();
     let (mut nic, backend) = connected(&stage, Offer::default());
     let mut guest = Guest::new(5);
-    let features = guest.drive(&mut nic);
+    let features = drive(&mut guest, &mut nic);
     let told = backend.wait_for(SET_FEATURES).value();
     assert_eq!(
         told,
@@ -100,7 +100,7 @@ fn rings_are_handed_over_in_order_and_taken_back() {
         assert_eq!(backend.wait_for(GET_VRING_BASE).state().0, index);
     }
     // A second driver: the same connection, no new memory, rings from the start.
-    guest.drive(&mut nic);
+    drive(&mut guest, &mut nic);
     backend.wait_for(SET_FEATURES);
     for index in 0..4 {
         assert_eq!(backend.wait_for(SET_VRING_BASE).state(), (index, 0));
@@ -176,7 +176,7 @@ fn another_vector_for_a_queue_reaches_the_back_end() {
     let stage = Stage::new();
     let (mut nic, backend) = connected(&stage, Offer::default());
     let mut guest = Guest::new(5);
-    guest.drive(&mut nic);
+    drive(&mut guest, &mut nic);
     for _ in 0..4 {
         backend.wait_for(SET_VRING_ENABLE);
     }
@@ -196,7 +196,7 @@ fn a_ring_that_the_back_end_finds_broken_asks_for_a_reset() {
     let stage = Stage::new();
     let (mut nic, backend) = connected(&stage, Offer::default());
     let mut guest = Guest::new(5);
-    guest.drive(&mut nic);
+    drive(&mut guest, &mut nic);
     let mut message = backend.wait_for(SET_VRING_ERR);
     rustix::io::write(message.fds.pop().unwrap(), &1_u64.to_ne_bytes()).unwrap();
     while !guest.events.needs_reset() {
@@ -220,7 +220,7 @@ fn a_ring_outside_of_memory_is_refused() {
         assert!(nic.activate(activation).is_err());
         nic.reset();
     }
-    guest.drive(&mut nic);
+    drive(&mut guest, &mut nic);
     assert!(nic.monitor().wait_for(SOON, |s| s.link_up));
 }
 
@@ -245,7 +245,7 @@ fn a_back_end_that_never_stops_its_rings_does_not_hold_the_guest() {
         (nic.join().unwrap(), backend)
     });
     let mut guest = Guest::new(5);
-    guest.drive(&mut nic);
+    drive(&mut guest, &mut nic);
     backend.wait_for(SET_VRING_ENABLE);
     nic.reset();
     assert!(
@@ -273,4 +273,30 @@ fn a_back_end_that_hangs_in_the_negotiation_does_not_hold_a_reset() {
     let before = Instant::now();
     nic.reset();
     assert!(before.elapsed() < hour);
+}
+
+#[test]
+fn memory_that_comes_and_goes_is_told_to_the_back_end() {
+    let stage = Stage::new();
+    let (mut nic, backend) = connected(&stage, Offer::default());
+    let memory = nic.memory();
+    let mut guest = Guest::new(5);
+    // Before a driver runs there is nothing to tell.
+    let mut region = guest.ram.regions[0].clone();
+    memory.ram_added(&region).unwrap();
+    drive(&mut guest, &mut nic);
+    assert_eq!(backend.wait_for(SET_MEM_TABLE).fds.len(), 1);
+    region.guest_addr = 1 << 32;
+    memory.ram_added(&region).unwrap();
+    let added = backend.wait_for(ADD_MEM_REG);
+    assert_eq!(
+        (added.body[8..16].to_vec(), added.fds.len()),
+        ((1_u64 << 32).to_le_bytes().to_vec(), 1)
+    );
+    memory.ram_removed(&region);
+    assert_eq!(
+        backend.wait_for(REM_MEM_REG).body[8..16],
+        (1_u64 << 32).to_le_bytes()
+    );
+    assert!(nic.monitor().status().link_up);
 }

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use super::SOON;
-use super::guest::{Guest, link_up, options, patient, wait_for};
 use super::script::{
     Act, Backend, Offer, SET_FEATURES, SET_MEM_TABLE, SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE,
     SET_VRING_KICK, Stage,
 };
+use super::{Guest, SOON, drive, link_up, options, patient, wait_for};
 use crate::vhost_user::{NicOptions, Timeouts, VhostUserNet, features};
 use crate::virtio::device::VirtioDevice;
 
@@ -23,7 +22,7 @@ fn running(stage: &Stage, timeouts: Timeouts) -> (VhostUserNet, Guest, Backend) 
         (nic.join().unwrap(), backend)
     });
     let mut guest = Guest::new(5);
-    guest.drive(&mut nic);
+    drive(&mut guest, &mut nic);
     for _ in 0..4 {
         backend.wait_for(SET_VRING_ENABLE);
     }
@@ -157,7 +156,7 @@ fn a_back_end_without_the_guests_features_is_not_used() {
     // A guest that starts anew takes what there is.
     nic.reset();
     assert!(link_up(&nic));
-    let features = guest.drive(&mut nic);
+    let features = drive(&mut guest, &mut nic);
     assert_eq!(features & (features::MRG_RXBUF | features::EVENT_IDX), 0);
     backend.wait_for(SET_VRING_KICK);
     assert!(monitor.wait_for(SOON, |s| s.link_up));
@@ -186,7 +185,7 @@ fn a_guest_may_start_before_any_back_end() {
     });
     let mut guest = Guest::new(5);
     assert!(!link_up(&nic));
-    guest.drive(&mut nic);
+    drive(&mut guest, &mut nic);
     guest.queues[0].kick.write(1).unwrap();
     let backend = stage.good();
     link_becomes(&nic, &guest, true);

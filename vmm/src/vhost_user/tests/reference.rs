@@ -12,8 +12,7 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, Guest
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
-use super::SOON;
-use super::guest::{Guest, link_up, options, wait_for};
+use super::{Guest, SOON, drive, link_up, options, wait_for};
 use crate::vhost_user::{VhostUserNet, features};
 use crate::virtio::device::VirtioDevice;
 
@@ -220,7 +219,7 @@ fn frames_go_through_on_every_pair_and_after_a_restart() {
     assert_eq!(mac, [2, 9, 9, 9, 9, 9]);
 
     let mut guest = Guest::new(5);
-    let acked = guest.drive(&mut nic);
+    let acked = drive(&mut guest, &mut nic);
     assert_eq!(acked & features::INDIRECT_DESC, 0);
     assert!(nic.monitor().wait_for(SOON, |s| s.link_up));
     round_trip(&mut guest, 0, 1);
@@ -253,7 +252,7 @@ fn frames_go_through_on_every_pair_and_after_a_restart() {
 
     // A new driver on the same connection.
     nic.reset();
-    guest.drive(&mut nic);
+    drive(&mut guest, &mut nic);
     round_trip(&mut guest, 0, 1);
     drop(nic);
     daemon.kill();

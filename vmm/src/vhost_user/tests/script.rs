@@ -27,6 +27,8 @@ pub(super) const GET_QUEUE_NUM: u32 = 17;
 pub(super) const SET_VRING_ENABLE: u32 = 18;
 pub(super) const GET_CONFIG: u32 = 24;
 pub(super) const GET_MAX_MEM_SLOTS: u32 = 36;
+pub(super) const ADD_MEM_REG: u32 = 37;
+pub(super) const REM_MEM_REG: u32 = 38;
 
 /// `MQ`, `REPLY_ACK`, `CONFIG` and `CONFIGURE_MEM_SLOTS`.
 const PROTOCOL: u64 = 1 | 1 << 3 | 1 << 9 | 1 << 15;

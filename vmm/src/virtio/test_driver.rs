@@ -1,4 +1,4 @@
-//! A guest's driver, as far as a NIC can tell.
+//! A guest's driver, as far as a device can tell.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,59 +11,43 @@ use vm_memory::{
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::SOON;
 use crate::fd::borrow;
 use crate::memory::{GuestRam, RamRegion};
-use crate::vhost_user::{NicOptions, Timeouts, VhostUserNet, features};
-use crate::virtio::device::{Activation, ActiveQueue, ConfigIrq, QueueIrq, VirtioDevice};
+use crate::virtio::device::{Activation, ActiveQueue, ConfigIrq, QueueIrq};
 use crate::virtio::irq::{DeviceEvents, VectorCell};
 
-pub(super) const RING_SIZE: u16 = 16;
+pub(crate) const RING_SIZE: u16 = 16;
 const RAM: u64 = 4 << 20;
 /// Each ring has its tables in 64 KiB of its own, and its buffers in another.
 const RINGS: u64 = 0x10_0000;
 const BUFFERS: u64 = 0x20_0000;
 const STEP: u64 = 0x1_0000;
 
+/// How long anything that has to happen may take before a test gives up on it.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 
-pub(super) struct Guest {
-    pub(super) ram: GuestRam,
-    pub(super) events: Arc<DeviceEvents>,
-    pub(super) config_interrupt: EventFd,
-    pub(super) queues: Vec<GuestQueue>,
+pub(crate) struct Guest {
+    pub(crate) ram: GuestRam,
+    pub(crate) events: Arc<DeviceEvents>,
+    pub(crate) config_interrupt: EventFd,
+    pub(crate) queues: Vec<GuestQueue>,
 }
 
-pub(super) struct GuestQueue {
+pub(crate) struct GuestQueue {
     index: u16,
     mem: Arc<GuestMemoryMmap<()>>,
-    pub(super) kick: EventFd,
-    pub(super) interrupt: EventFd,
-    pub(super) vector: Arc<VectorCell>,
+    pub(crate) kick: EventFd,
+    pub(crate) interrupt: EventFd,
+    pub(crate) vector: Arc<VectorCell>,
     next_desc: u16,
-}
-
-/// As by default, but quick to try again.
-pub(super) fn patient() -> Timeouts {
-    Timeouts {
-        longest_pause: Duration::from_millis(10),
-        ..Timeouts::default()
-    }
-}
-
-pub(super) fn options(path: &std::path::Path) -> NicOptions {
-    NicOptions {
-        mac: Some([2, 0, 0, 0, 0, 1]),
-        queue_pairs: 2,
-        timeouts: patient(),
-        ..NicOptions::new("net0", path)
-    }
 }
 
 impl Guest {
     /// A guest with room for `queues` virtqueues.
-    pub(super) fn new(queues: u16) -> Self {
+    pub(crate) fn new(queues: u16) -> Self {
         let fd = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         rustix::fs::ftruncate(&fd, RAM).unwrap();
         let file = std::fs::File::from(fd);
@@ -112,7 +96,7 @@ impl Guest {
     }
 
     /// What the transport hands over at `DRIVER_OK`. The rings are empty again, as after a driver's probe.
-    pub(super) fn activation(&mut self, features: u64) -> Activation {
+    pub(crate) fn activation(&mut self, features: u64) -> Activation {
         self.events
             .config_vector
             .set(Some(self.config_interrupt.try_clone().unwrap()));
@@ -123,14 +107,6 @@ impl Guest {
             features,
             config_irq: ConfigIrq::new(Arc::clone(&self.events)),
         }
-    }
-
-    /// Negotiates all that is offered and starts the NIC.
-    pub(super) fn drive(&mut self, nic: &mut VhostUserNet) -> u64 {
-        let features = nic.features() | features::VERSION_1;
-        assert!(nic.ack_features(features));
-        nic.activate(self.activation(features)).unwrap();
-        features
     }
 }
 
@@ -148,7 +124,7 @@ impl GuestQueue {
     }
 
     /// Where this queue's buffers lie.
-    pub(super) fn buffer(&self) -> u64 {
+    pub(crate) fn buffer(&self) -> u64 {
         BUFFERS + STEP * u64::from(self.index)
     }
 
@@ -178,7 +154,7 @@ impl GuestQueue {
     }
 
     /// Makes a chain of `(address, length, writable)` available and kicks.
-    pub(super) fn post(&mut self, buffers: &[(u64, u32, bool)]) {
+    pub(crate) fn post(&mut self, buffers: &[(u64, u32, bool)]) {
         let head = self.next_desc % RING_SIZE;
         for (i, (addr, len, writable)) in buffers.iter().enumerate() {
             let slot = self.next_desc % RING_SIZE;
@@ -191,40 +167,40 @@ impl GuestQueue {
     }
 
     /// Makes a chain out of one descriptor that is its own successor.
-    pub(super) fn loop_at(&self, slot: u16, addr: u64, len: u32) {
+    pub(crate) fn loop_at(&self, slot: u16, addr: u64, len: u32) {
         self.descriptor(slot, addr, len, NEXT, slot);
     }
 
     /// Puts a head into the available ring, whatever it is, and kicks.
-    pub(super) fn make_available(&mut self, head: u16) {
+    pub(crate) fn make_available(&mut self, head: u16) {
         let index: u16 = self.mem.read_obj(GuestAddress(self.avail() + 2)).unwrap();
         let entry = GuestAddress(self.avail() + 4 + 2 * u64::from(index % RING_SIZE));
         self.mem.write_obj(head, entry).unwrap();
         self.set_avail_index(index.wrapping_add(1));
     }
 
-    pub(super) fn set_avail_index(&mut self, index: u16) {
+    pub(crate) fn set_avail_index(&mut self, index: u16) {
         self.mem
             .store(index, GuestAddress(self.avail() + 2), Ordering::Release)
             .unwrap();
         self.kick.write(1).unwrap();
     }
 
-    pub(super) fn used_index(&self) -> u16 {
+    pub(crate) fn used_index(&self) -> u16 {
         self.mem
             .load(GuestAddress(self.used() + 2), Ordering::Acquire)
             .unwrap()
     }
 
     /// Does as a back-end that has completed `index` buffers.
-    pub(super) fn set_used_index(&self, index: u16) {
+    pub(crate) fn set_used_index(&self, index: u16) {
         self.mem
             .store(index, GuestAddress(self.used() + 2), Ordering::Release)
             .unwrap();
     }
 
     /// Waits for the `count`-th used buffer since the start and returns its head and length.
-    pub(super) fn wait_used(&self, count: u16) -> (u32, u32) {
+    pub(crate) fn wait_used(&self, count: u16) -> (u32, u32) {
         let used_event = GuestAddress(self.avail() + 4 + 2 * u64::from(RING_SIZE));
         self.mem.store(count - 1, used_event, Ordering::SeqCst).unwrap();
         while self.used_index() != count {
@@ -239,7 +215,7 @@ impl GuestQueue {
 }
 
 /// Waits until an eventfd is signalled and takes the signal.
-pub(super) fn wait_for(fd: &EventFd) {
+pub(crate) fn wait_for(fd: &EventFd) {
     let timeout = Timespec::try_from(SOON).unwrap();
     let mut fds = [PollFd::from_borrowed_fd(borrow(fd), PollFlags::IN)];
     assert_eq!(
@@ -248,11 +224,4 @@ pub(super) fn wait_for(fd: &EventFd) {
         "not signalled within {SOON:?}"
     );
     fd.read().unwrap();
-}
-
-/// The link state that the guest reads.
-pub(super) fn link_up(nic: &VhostUserNet) -> bool {
-    let mut status = [0; 2];
-    nic.read_config(6, &mut status);
-    status[0] & 1 != 0
 }

@@ -1,0 +1,280 @@
+//! The thread of one virtqueue.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rustix::event::{PollFd, PollFlags};
+use tracing::warn;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::disk::Disk;
+use super::engine::{Done, Engine, Pending, Work};
+use super::request::{Range, Request, Segment, Status, parse};
+use super::transfer::{Direction, Transfer};
+use super::{EVENT_IDX, EngineKind, FLUSH};
+use crate::fd::borrow;
+use crate::virtio::device::{ActivateError, ActiveQueue, ConfigIrq, QueueIrq};
+use crate::virtio::queue::split_queue;
+
+/// What all queues of an active disk have in common.
+pub(super) struct Terms {
+    pub(super) features: u64,
+    pub(super) engine: EngineKind,
+    pub(super) disk: Arc<Disk>,
+    pub(super) mem: Arc<GuestMemoryMmap>,
+    pub(super) config_irq: ConfigIrq,
+}
+
+/// Serves a virtqueue until it is dropped, which waits for the last transfer.
+#[derive(Debug)]
+pub(super) struct QueueWorker {
+    stop: EventFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl QueueWorker {
+    pub(super) fn start(queue: ActiveQueue, terms: Terms) -> Result<Self, ActivateError> {
+        let stop = EventFd::new(EFD_NONBLOCK)?;
+        let stopped = stop.try_clone()?;
+        let ring = split_queue(&queue, terms.features & EVENT_IDX != 0)?;
+        let ActiveQueue { index, kick, irq, .. } = queue;
+        let run = move || {
+            let engine = Engine::new(terms.engine, Arc::clone(&terms.disk));
+            Worker {
+                ring,
+                kick,
+                irq,
+                stop: stopped,
+                engine,
+                terms,
+                ended: Vec::new(),
+                unannounced: false,
+            }
+            .run();
+        };
+        let thread = std::thread::Builder::new()
+            .name(format!("blk-{index}"))
+            .spawn(run)?;
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for QueueWorker {
+    fn drop(&mut self) {
+        // A fresh eventfd has room for one.
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Why a worker ends before it is stopped.
+#[derive(Debug, thiserror::Error)]
+enum WorkerError {
+    #[error("the driver broke the ring: {0}")]
+    Ring(#[from] virtio_queue::Error),
+    #[error("{0}")]
+    Os(#[from] io::Error),
+}
+
+struct Worker {
+    ring: Queue,
+    kick: EventFd,
+    irq: QueueIrq,
+    stop: EventFd,
+    engine: Engine,
+    terms: Terms,
+    ended: Vec<Done>,
+    /// Chains went back since the driver was last told.
+    unannounced: bool,
+}
+
+impl Worker {
+    fn run(mut self) {
+        let result = self.serve();
+        if let Err(e) = self.end() {
+            warn!(
+                "disk {}: requests are left unanswered: {e}",
+                self.terms.disk.path()
+            );
+        }
+        if let Err(e) = result {
+            warn!(
+                "disk {}: a queue has stopped: {e}; its driver has to be reset",
+                self.terms.disk.path()
+            );
+            self.terms.config_irq.needs_reset();
+        }
+    }
+
+    fn serve(&mut self) -> Result<(), WorkerError> {
+        loop {
+            let more = self.pass()?;
+            if more {
+                // A guest that never stops asking is no reason not to stop.
+                if self.stop.read().is_ok() {
+                    return Ok(());
+                }
+            } else if self.sleep()? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes new requests and completes old ones; true if there is more to do.
+    fn pass(&mut self) -> Result<bool, WorkerError> {
+        let mem = Arc::clone(&self.terms.mem);
+        self.ring.disable_notification(&*mem)?;
+        for _ in 0..self.ring.size() {
+            if !self.engine.has_room() {
+                break;
+            }
+            let Some(chain) = self.ring.iter(&*mem)?.next() else {
+                break;
+            };
+            let head = chain.head_index();
+            match parse(chain, &mem, &self.terms.disk, self.terms.features) {
+                Some(parsed) => self.carry_out(head, parsed.status, parsed.request)?,
+                None => self.give_back(head, 0)?,
+            }
+        }
+        self.engine.submit()?;
+        self.complete()?;
+        self.announce()?;
+        // With no room for more, the next completion makes some and wakes us.
+        Ok(self.engine.has_room() && self.ring.enable_notification(&*mem)?)
+    }
+
+    fn carry_out(
+        &mut self,
+        head: u16,
+        status: GuestAddress,
+        request: Result<Request, Status>,
+    ) -> Result<(), WorkerError> {
+        let disk = Arc::clone(&self.terms.disk);
+        let mut pending = Pending { head, status, len: 0 };
+        let work = match request {
+            Err(refusal) => return self.answer(pending, refusal),
+            Ok(Request::GetId { to }) => {
+                pending.len = self.copy_out(disk.serial(), &to);
+                return self.answer(pending, Status::Ok);
+            }
+            Ok(Request::Discard(ranges)) => {
+                return self.answer(pending, each(&ranges, |r| disk.discard(r.offset, r.len)));
+            }
+            Ok(Request::WriteZeroes(ranges)) => {
+                let done = each(&ranges, |r| disk.write_zeroes(r.offset, r.len, r.unmap));
+                return self.answer(pending, done);
+            }
+            Ok(Request::Flush) => Some(Work::Flush),
+            Ok(Request::Read { offset, to }) => {
+                pending.len = to.iter().map(|(_, len)| *len).fold(0, u32::saturating_add);
+                self.transfer(Direction::Read, offset, &to)
+            }
+            Ok(Request::Write { offset, from }) => {
+                // A driver that cannot flush is promised that what is written stays written.
+                let sync = self.terms.features & FLUSH == 0;
+                self.transfer(Direction::Write { sync }, offset, &from)
+            }
+        };
+        match work.map(|work| self.engine.start(pending, work)) {
+            Some(Ok(())) => Ok(()),
+            _ => self.answer(pending, Status::IoErr),
+        }
+    }
+
+    fn transfer(&self, direction: Direction, offset: u64, segments: &[Segment]) -> Option<Work> {
+        Transfer::new(direction, offset, segments, &self.terms.mem).map(Work::Transfer)
+    }
+
+    /// Copies to the guest what fits; returns how much.
+    fn copy_out(&self, mut bytes: &[u8], to: &[Segment]) -> u32 {
+        let mut copied = 0;
+        for (addr, len) in to {
+            let part = bytes.len().min(*len as usize);
+            if self.terms.mem.write_slice(&bytes[..part], *addr).is_err() {
+                break;
+            }
+            bytes = &bytes[part..];
+            copied += u32::try_from(part).unwrap_or(0);
+        }
+        copied
+    }
+
+    fn complete(&mut self) -> Result<(), WorkerError> {
+        let mut ended = std::mem::take(&mut self.ended);
+        self.engine.reap(&mut ended);
+        let result = self.answer_all(&mut ended);
+        self.ended = ended;
+        result
+    }
+
+    fn answer_all(&mut self, ended: &mut Vec<Done>) -> Result<(), WorkerError> {
+        for done in ended.drain(..) {
+            self.answer(done.pending, if done.ok { Status::Ok } else { Status::IoErr })?;
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, pending: Pending, status: Status) -> Result<(), WorkerError> {
+        let data = if status == Status::Ok { pending.len } else { 0 };
+        let written = match self.terms.mem.write_obj(status as u8, pending.status) {
+            Ok(()) => data.saturating_add(1),
+            Err(_) => 0,
+        };
+        self.give_back(pending.head, written)
+    }
+
+    fn give_back(&mut self, head: u16, written: u32) -> Result<(), WorkerError> {
+        self.ring.add_used(&*self.terms.mem, head, written)?;
+        self.unannounced = true;
+        Ok(())
+    }
+
+    fn announce(&mut self) -> Result<(), WorkerError> {
+        if std::mem::take(&mut self.unannounced) && self.ring.needs_notification(&*self.terms.mem)? {
+            self.irq.notify();
+        }
+        Ok(())
+    }
+
+    /// Waits for something to happen; true if that is the end.
+    fn sleep(&self) -> io::Result<bool> {
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(borrow(&self.stop), PollFlags::IN),
+            PollFd::from_borrowed_fd(borrow(&self.kick), PollFlags::IN),
+        ];
+        if let Some(completed) = self.engine.completed() {
+            fds.push(PollFd::from_borrowed_fd(borrow(completed), PollFlags::IN));
+        }
+        match rustix::event::poll(&mut fds, None) {
+            Err(e) if e != rustix::io::Errno::INTR => return Err(e.into()),
+            _ => {}
+        }
+        // Read to rearm it; the ring says what there is to do.
+        let _ = self.kick.read();
+        Ok(self.stop.read().is_ok())
+    }
+
+    /// Answers what is under way.
+    fn end(&mut self) -> Result<(), WorkerError> {
+        let mut ended = Vec::new();
+        self.engine.drain(&mut ended)?;
+        self.answer_all(&mut ended)?;
+        self.announce()
+    }
+}
+
+fn each(ranges: &[Range], mut work: impl FnMut(&Range) -> io::Result<()>) -> Status {
+    match ranges.iter().try_for_each(&mut work) {
+        Ok(()) => Status::Ok,
+        Err(_) => Status::IoErr,
+    }
+}
