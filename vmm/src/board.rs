@@ -1,3 +1,7 @@
-//! The x86-64 board: where things are and what a guest is told about them.
+//! The x86-64 board: where things are, what a guest is told about them, and how it is started.
 
+pub mod acpi;
+pub mod boot;
+pub mod cpuid;
 pub mod layout;
+pub mod power;

@@ -13,6 +13,8 @@ use crate::board::layout;
 use crate::memory::{MemoryObserver, RamRegion};
 
 pub mod irq;
+pub mod kick;
+pub mod vcpu;
 
 /// Why the hypervisor refused something.
 #[derive(Debug, thiserror::Error)]

@@ -8,6 +8,7 @@ pub mod bus;
 mod fd;
 pub mod hv;
 pub mod listener;
+pub mod loader;
 pub mod memory;
 pub mod pci;
 pub mod vhost_user;
