@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::board::layout;
 use crate::memory::{MemoryObserver, RamRegion};
 
+pub mod chipset;
 pub mod irq;
 pub mod kick;
 pub mod vcpu;

@@ -33,7 +33,9 @@ pub enum LoadError {
     #[error("kernel {0} refused: it is neither a bzImage nor a 64-bit ELF file; give vmlinuz or vmlinux")]
     Unknown(PathBuf),
     /// The bzImage is too old or for 32 bits.
-    #[error("kernel {0} refused: it has no 64-bit entry (boot protocol {1:#06x}); give a 64-bit kernel of 3.8 or later")]
+    #[error(
+        "kernel {0} refused: it has no 64-bit entry (boot protocol {1:#06x}); give a 64-bit kernel of 3.8 or later"
+    )]
     No64(PathBuf, u16),
     /// The ELF kernel has no PVH entry.
     #[error("kernel {0} refused: it has no PVH entry; build it with CONFIG_PVH or give the bzImage")]
@@ -126,13 +128,21 @@ impl Kernel {
         } else {
             return Err(LoadError::Unknown(path.to_owned()));
         };
-        Ok(Self { path: path.to_owned(), file, kind })
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            kind,
+        })
     }
 
     /// Puts the kernel into guest memory.
     pub fn load(&self, mem: &GuestMemoryMmap) -> Result<LoadedKernel, LoadError> {
-        let mut file = self.file.try_clone().map_err(|e| LoadError::Read(self.path.clone(), e))?;
-        file.seek(SeekFrom::Start(0)).map_err(|e| LoadError::Read(self.path.clone(), e))?;
+        let mut file = self
+            .file
+            .try_clone()
+            .map_err(|e| LoadError::Read(self.path.clone(), e))?;
+        file.seek(SeekFrom::Start(0))
+            .map_err(|e| LoadError::Read(self.path.clone(), e))?;
         match self.kind {
             Kind::BzImage => self.load_bzimage(mem, &mut file),
             Kind::Elf => self.load_elf(mem, &mut file),
@@ -140,15 +150,24 @@ impl Kernel {
     }
 
     fn load_bzimage(&self, mem: &GuestMemoryMmap, file: &mut File) -> Result<LoadedKernel, LoadError> {
-        let loaded = BzImage::load(mem, Some(GuestAddress(LOAD_ADDR)), file, None).map_err(|e| self.broken(&e))?;
-        let header = loaded.setup_header.ok_or_else(|| LoadError::Unknown(self.path.clone()))?;
+        let loaded =
+            BzImage::load(mem, Some(GuestAddress(LOAD_ADDR)), file, None).map_err(|e| self.broken(&e))?;
+        let header = loaded
+            .setup_header
+            .ok_or_else(|| LoadError::Unknown(self.path.clone()))?;
         if header.version < PROTOCOL || header.xloadflags & HAS_ENTRY_64 == 0 {
             return Err(LoadError::No64(self.path.clone(), header.version));
         }
         // It unpacks itself to where it prefers to be, or in place if that is lower.
         let start = header.pref_address.max(LOAD_ADDR);
-        let end = start.saturating_add(u64::from(header.init_size)).max(loaded.kernel_end);
-        Ok(LoadedKernel::Linux64(Box::new(Linux64Kernel { entry: LOAD_ADDR + ENTRY_64, end, header })))
+        let end = start
+            .saturating_add(u64::from(header.init_size))
+            .max(loaded.kernel_end);
+        Ok(LoadedKernel::Linux64(Box::new(Linux64Kernel {
+            entry: LOAD_ADDR + ENTRY_64,
+            end,
+            header,
+        })))
     }
 
     fn load_elf(&self, mem: &GuestMemoryMmap, file: &mut File) -> Result<LoadedKernel, LoadError> {
@@ -159,7 +178,10 @@ impl Kernel {
         };
         let entry = u32::try_from(entry)
             .map_err(|_| LoadError::Load(self.path.clone(), "its entry is above 4 GiB".to_owned()))?;
-        Ok(LoadedKernel::Pvh(PvhKernel { entry, end: loaded.kernel_end }))
+        Ok(LoadedKernel::Pvh(PvhKernel {
+            entry,
+            end: loaded.kernel_end,
+        }))
     }
 
     fn broken(&self, error: &linux_loader::loader::Error) -> LoadError {

@@ -36,10 +36,17 @@ pub struct Board {
 
 /// Makes all tables, to be placed at `base`. The first one is the root pointer.
 pub fn tables(base: u64, board: &Board) -> Vec<u8> {
-    let mut image = Image { base, bytes: vec![0; Rsdp::len()] };
+    let mut image = Image {
+        base,
+        bytes: vec![0; Rsdp::len()],
+    };
 
     let dsdt = image.push(&dsdt::build(board));
-    let entries = [image.push(&fadt(dsdt)), image.push(&madt(board.cpus)), image.push(&mcfg())];
+    let entries = [
+        image.push(&fadt(dsdt)),
+        image.push(&madt(board.cpus)),
+        image.push(&mcfg()),
+    ];
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     for entry in entries {
         xsdt.add_entry(entry);
@@ -73,7 +80,13 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
 }
 
 fn port(port: u16) -> GAS {
-    GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(port))
+    GAS::new(
+        AddressSpace::SystemIo,
+        8,
+        0,
+        AccessSize::ByteAccess,
+        u64::from(port),
+    )
 }
 
 fn fadt(dsdt: u64) -> impl Aml {

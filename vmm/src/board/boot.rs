@@ -72,10 +72,15 @@ struct Placed {
 impl BootSource {
     /// Fills `ram` and says how to enter.
     pub fn prepare(&self, ram: &GuestRam, board: &acpi::Board) -> Result<Entry, BootError> {
-        ram.mem.write_slice(&acpi::tables(ACPI, board), GuestAddress(ACPI))?;
+        ram.mem
+            .write_slice(&acpi::tables(ACPI, board), GuestAddress(ACPI))?;
         let loaded = self.kernel.load(&ram.mem)?;
         self.write_cmdline(ram, &loaded)?;
-        let initrd = self.initrd.as_ref().map(|file| place_initrd(ram, file, &loaded)).transpose()?;
+        let initrd = self
+            .initrd
+            .as_ref()
+            .map(|file| place_initrd(ram, file, &loaded))
+            .transpose()?;
         entry::write_descriptor_table(ram)?;
         match loaded {
             LoadedKernel::Linux64(kernel) => linux64::prepare(ram, &kernel, self.cmdline.len(), initrd),
@@ -88,8 +93,11 @@ impl BootSource {
         if self.cmdline.len() > max {
             return Err(BootError::CmdlineTooLong(self.cmdline.len(), max));
         }
-        ram.mem.write_slice(self.cmdline.as_bytes(), GuestAddress(CMDLINE))?;
-        Ok(ram.mem.write_obj(0u8, GuestAddress(CMDLINE + self.cmdline.len() as u64))?)
+        ram.mem
+            .write_slice(self.cmdline.as_bytes(), GuestAddress(CMDLINE))?;
+        Ok(ram
+            .mem
+            .write_obj(0u8, GuestAddress(CMDLINE + self.cmdline.len() as u64))?)
     }
 }
 
@@ -122,5 +130,6 @@ fn pread_into(file: &File, at: u64, slice: &vm_memory::VolatileSlice<'_>) -> io:
     let mut file = file;
     io::Seek::seek(&mut file, io::SeekFrom::Start(at))?;
     let mut file = file.try_clone()?;
-    file.read_volatile(&mut slice.clone()).map_err(|e| io::Error::other(e.to_string()))
+    file.read_volatile(&mut slice.clone())
+        .map_err(|e| io::Error::other(e.to_string()))
 }

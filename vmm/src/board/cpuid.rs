@@ -38,18 +38,30 @@ enum Vendor {
 impl Template {
     /// What `kvm` supports, for a guest with `cpus` processors.
     pub fn new(kvm: &Kvm, cpus: u8) -> Result<Self, HvError> {
-        let supported =
-            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(doing("list the CPUID leaves it supports"))?;
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(doing("list the CPUID leaves it supports"))?;
         let deadline_timer = kvm.check_extension(Cap::TscDeadlineTimer);
         Ok(Self::from_supported(supported.as_slice(), cpus, deadline_timer))
     }
 
     fn from_supported(supported: &[kvm_cpuid_entry2], cpus: u8, deadline_timer: bool) -> Self {
-        let vendor = supported.iter().find(|e| e.function == 0).map_or(Vendor::Intel, |e| {
-            // "AuthenticAMD" and "HygonGenuine" in EBX.
-            if matches!(e.ebx, 0x6874_7541 | 0x6f67_7948) { Vendor::Amd } else { Vendor::Intel }
-        });
-        let mut template = Self { entries: supported.to_vec(), cpus, vendor };
+        let vendor = supported
+            .iter()
+            .find(|e| e.function == 0)
+            .map_or(Vendor::Intel, |e| {
+                // "AuthenticAMD" and "HygonGenuine" in EBX.
+                if matches!(e.ebx, 0x6874_7541 | 0x6f67_7948) {
+                    Vendor::Amd
+                } else {
+                    Vendor::Intel
+                }
+            });
+        let mut template = Self {
+            entries: supported.to_vec(),
+            cpus,
+            vendor,
+        };
         for entry in &mut template.entries {
             match entry.function {
                 1 => {
@@ -65,7 +77,9 @@ impl Template {
                 _ => {}
             }
         }
-        template.entries.retain(|e| !matches!(e.function, 0xb | 0x1f | HYPERVISOR_TIMING | 0x8000_0026));
+        template
+            .entries
+            .retain(|e| !matches!(e.function, 0xb | 0x1f | HYPERVISOR_TIMING | 0x8000_0026));
         template
     }
 
@@ -109,7 +123,11 @@ impl Template {
             }
             // Deterministic cache parameters: the third level is everybody's, the others are a core's own.
             4 if self.vendor == Vendor::Intel && entry.eax & 0x1f != 0 => {
-                let sharing = if entry.eax >> 5 & 7 >= 3 { (1 << self.core_bits()) - 1 } else { 0 };
+                let sharing = if entry.eax >> 5 & 7 >= 3 {
+                    (1 << self.core_bits()) - 1
+                } else {
+                    0
+                };
                 let cores = ((1 << self.core_bits()) - 1).min(0x3f);
                 entry.eax = (entry.eax & 0x3fff) | sharing << 14 | cores << 26;
             }
@@ -141,7 +159,11 @@ impl Template {
             edx: u32::from(id),
             ..Default::default()
         };
-        [level(0, LEVEL_SMT, 0, 1), level(1, LEVEL_CORE, self.core_bits(), u32::from(self.cpus)), level(2, 0, 0, 0)]
+        [
+            level(0, LEVEL_SMT, 0, 1),
+            level(1, LEVEL_CORE, self.core_bits(), u32::from(self.cpus)),
+            level(2, 0, 0, 0),
+        ]
     }
 }
 

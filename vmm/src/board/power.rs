@@ -67,14 +67,19 @@ pub struct ActionSink {
 
 impl std::fmt::Debug for ActionSink {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ActionSink").field("taken", &self.taken).finish_non_exhaustive()
+        f.debug_struct("ActionSink")
+            .field("taken", &self.taken)
+            .finish_non_exhaustive()
     }
 }
 
 impl ActionSink {
     /// Actions go to `deliver`.
     pub fn new(deliver: impl Fn(GuestAction) + Send + Sync + 'static) -> Arc<Self> {
-        Arc::new(Self { taken: AtomicBool::new(false), deliver: Box::new(deliver) })
+        Arc::new(Self {
+            taken: AtomicBool::new(false),
+            deliver: Box::new(deliver),
+        })
     }
 
     /// Hands on `action` if it is the first since the start or the last reset.
@@ -101,11 +106,22 @@ pub struct Power {
 impl Power {
     /// Puts the devices on the bus of ports.
     pub fn install(pio: &Bus, sink: Arc<ActionSink>, event_irq: LegacyIrq) -> Result<Arc<Self>, BusError> {
-        let power = Arc::new(Self { sink: Arc::clone(&sink), events: AtomicU8::new(0), event_irq });
-        pio.insert(ports(ACPI_PORT, ACPI_LEN), Arc::new(AcpiPorts(Arc::clone(&power))))?;
-        let keyboard =
-            Arc::new(Keyboard(Mutex::new(I8042Device::new(ResetLine { sink: Arc::clone(&sink) }))));
-        pio.insert(I8042_DATA..I8042_DATA + 1, Arc::clone(&keyboard) as Arc<dyn BusDevice>)?;
+        let power = Arc::new(Self {
+            sink: Arc::clone(&sink),
+            events: AtomicU8::new(0),
+            event_irq,
+        });
+        pio.insert(
+            ports(ACPI_PORT, ACPI_LEN),
+            Arc::new(AcpiPorts(Arc::clone(&power))),
+        )?;
+        let keyboard = Arc::new(Keyboard(Mutex::new(I8042Device::new(ResetLine {
+            sink: Arc::clone(&sink),
+        }))));
+        pio.insert(
+            I8042_DATA..I8042_DATA + 1,
+            Arc::clone(&keyboard) as Arc<dyn BusDevice>,
+        )?;
         pio.insert(I8042_COMMAND..I8042_COMMAND + 1, keyboard)?;
         pio.insert(ports(PANIC_PORT, 1), Arc::new(PanicPort(sink)))?;
         Ok(power)
@@ -133,7 +149,11 @@ struct AcpiPorts(Arc<Power>);
 impl BusDevice for AcpiPorts {
     fn read(&self, base: u64, offset: u64, data: &mut [u8]) {
         for (port, byte) in (base + offset..).zip(data) {
-            *byte = if port == u64::from(EVENT_PORT) { self.0.events.swap(0, Ordering::AcqRel) } else { 0 };
+            *byte = if port == u64::from(EVENT_PORT) {
+                self.0.events.swap(0, Ordering::AcqRel)
+            } else {
+                0
+            };
         }
     }
 
@@ -167,12 +187,20 @@ impl BusDevice for Keyboard {
     fn read(&self, base: u64, _offset: u64, data: &mut [u8]) {
         // The register numbers of the device are those of its ports.
         let register = u8::try_from(base - I8042_DATA).unwrap_or(0);
-        data[0] = self.0.lock().unwrap_or_else(PoisonError::into_inner).read(register);
+        data[0] = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .read(register);
     }
 
     fn write(&self, base: u64, _offset: u64, data: &[u8]) {
         let register = u8::try_from(base - I8042_DATA).unwrap_or(0);
-        let Ok(()) = self.0.lock().unwrap_or_else(PoisonError::into_inner).write(register, data[0]);
+        let Ok(()) = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .write(register, data[0]);
     }
 }
 

@@ -55,7 +55,9 @@ pub struct Vcpu {
 
 impl fmt::Debug for Vcpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Vcpu").field("index", &self.index).finish_non_exhaustive()
+        f.debug_struct("Vcpu")
+            .field("index", &self.index)
+            .finish_non_exhaustive()
     }
 }
 
@@ -64,13 +66,23 @@ const NOT_PRISTINE: [u32; 4] = [0x10, 0x3b, 0x1b, MSR_TSC_DEADLINE];
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
 
 impl Vcpu {
-    /// Makes `count` vCPUs with APIC ids from 0, where `cpuid` says what each one is told about itself.
-    pub fn create(vm: &Vm, count: u8, cpuid: impl Fn(u8) -> Result<CpuId, HvError>) -> Result<Vec<Self>, HvError> {
+    /// Makes `count` vCPUs with APIC ids from 0, where `cpuid` says what each one is told about itself, given its
+    /// time-stamp counter's frequency if known.
+    pub fn create(
+        vm: &Vm,
+        count: u8,
+        cpuid: impl Fn(u8, Option<u32>) -> Result<CpuId, HvError>,
+    ) -> Result<Vec<Self>, HvError> {
         let mut vcpus: Vec<Self> = Vec::with_capacity(usize::from(count));
         for index in 0..count {
-            let fd = vm.fd().create_vcpu(u64::from(index)).map_err(doing("create a vCPU"))?;
+            let fd = vm
+                .fd()
+                .create_vcpu(u64::from(index))
+                .map_err(doing("create a vCPU"))?;
             // Before anything that depends on features: KVM hides registers of features that the vCPU lacks.
-            fd.set_cpuid2(&cpuid(index)?).map_err(doing("set CPUID"))?;
+            let tsc_khz = fd.get_tsc_khz().ok();
+            fd.set_cpuid2(&cpuid(index, tsc_khz)?)
+                .map_err(doing("set CPUID"))?;
             let msrs = match vcpus.first() {
                 Some(first) => Arc::clone(&first.pristine.msrs),
                 None => Arc::new(read_msrs(vm, &fd)?),
@@ -100,18 +112,30 @@ impl Vcpu {
     pub fn reset(&self) -> Result<(), HvError> {
         let p = &self.pristine;
         // The APIC's base is in the special registers, and its timer needs its mode before the deadline.
-        self.fd.set_sregs(&p.sregs).map_err(doing("reset special registers"))?;
+        self.fd
+            .set_sregs(&p.sregs)
+            .map_err(doing("reset special registers"))?;
         self.fd.set_regs(&p.regs).map_err(doing("reset registers"))?;
         self.fd.set_fpu(&p.fpu).map_err(doing("reset FPU registers"))?;
         if let Some(xcrs) = &p.xcrs {
-            self.fd.set_xcrs(xcrs).map_err(doing("reset extended control registers"))?;
+            self.fd
+                .set_xcrs(xcrs)
+                .map_err(doing("reset extended control registers"))?;
         }
-        self.fd.set_debug_regs(&p.debugregs).map_err(doing("reset debug registers"))?;
-        self.fd.set_lapic(&p.lapic).map_err(doing("reset the local APIC"))?;
+        self.fd
+            .set_debug_regs(&p.debugregs)
+            .map_err(doing("reset debug registers"))?;
+        self.fd
+            .set_lapic(&p.lapic)
+            .map_err(doing("reset the local APIC"))?;
         self.set_msrs(&p.msrs)?;
         self.set_msrs(&[msr(MSR_TSC_DEADLINE, 0)])?;
-        self.fd.set_vcpu_events(&p.events).map_err(doing("reset vCPU events"))?;
-        self.fd.set_mp_state(p.mp_state).map_err(doing("reset the vCPU's state"))
+        self.fd
+            .set_vcpu_events(&p.events)
+            .map_err(doing("reset vCPU events"))?;
+        self.fd
+            .set_mp_state(p.mp_state)
+            .map_err(doing("reset the vCPU's state"))
     }
 
     /// The special registers.
@@ -134,7 +158,10 @@ impl Vcpu {
             let done = self.fd.set_msrs(&msrs).map_err(doing("set MSRs"))?;
             rest = rest.get(done..).unwrap_or_default();
             if let Some((refused, after)) = rest.split_first() {
-                tracing::debug!(index = format_args!("{:#x}", refused.index), "KVM does not let this MSR be set");
+                tracing::debug!(
+                    index = format_args!("{:#x}", refused.index),
+                    "KVM does not let this MSR be set"
+                );
                 rest = after;
             }
         }
@@ -185,9 +212,9 @@ impl Vcpu {
             Ok(VcpuExit::Shutdown) => Exit::Shutdown,
             Ok(VcpuExit::Hlt | VcpuExit::Intr) => Exit::Handled,
             Ok(VcpuExit::InternalError) => Exit::Fault(self.internal_error()),
-            Ok(VcpuExit::FailEntry(reason, _)) => {
-                Exit::Fault(self.report(format!("the processor refused to enter the guest (reason {reason:#x})")))
-            }
+            Ok(VcpuExit::FailEntry(reason, _)) => Exit::Fault(self.report(format!(
+                "the processor refused to enter the guest (reason {reason:#x})"
+            ))),
             Ok(other) => {
                 let what = format!("unexpected exit {other:?}");
                 Exit::Fault(self.report(what))
@@ -203,14 +230,22 @@ impl Vcpu {
 
 /// A MSR entry.
 pub fn msr(index: u32, data: u64) -> kvm_msr_entry {
-    kvm_msr_entry { index, data, ..Default::default() }
+    kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    }
 }
 
 /// All registers that KVM lists and that can be read, as they are now.
 fn read_msrs(vm: &Vm, fd: &VcpuFd) -> Result<Vec<kvm_msr_entry>, HvError> {
     let list = vm.kvm().get_msr_index_list().map_err(doing("list MSRs"))?;
-    let wanted: Vec<_> =
-        list.as_slice().iter().filter(|i| !NOT_PRISTINE.contains(i)).map(|i| msr(*i, 0)).collect();
+    let wanted: Vec<_> = list
+        .as_slice()
+        .iter()
+        .filter(|i| !NOT_PRISTINE.contains(i))
+        .map(|i| msr(*i, 0))
+        .collect();
     let mut rest = wanted.as_slice();
     let mut read = Vec::with_capacity(rest.len());
     while !rest.is_empty() {
@@ -243,5 +278,9 @@ fn port_io(run: &mut kvm_run) -> PortIo<'_> {
     let data = unsafe {
         std::slice::from_raw_parts_mut(base.add(usize::try_from(io.data_offset).unwrap_or(0)), len)
     };
-    PortIo { port: u64::from(io.port), width, data }
+    PortIo {
+        port: u64::from(io.port),
+        width,
+        data,
+    }
 }

@@ -18,7 +18,10 @@ fn other_files_are_refused() {
         let file = file(bytes);
         assert!(matches!(Kernel::open(file.path()), Err(LoadError::Unknown(_))));
     }
-    assert!(matches!(Kernel::open(Path::new("/nonexistent")), Err(LoadError::Read(..))));
+    assert!(matches!(
+        Kernel::open(Path::new("/nonexistent")),
+        Err(LoadError::Read(..))
+    ));
 }
 
 /// A boot sector, one sector of set-up code, then the kernel.
@@ -42,7 +45,9 @@ fn a_bzimage_starts_at_its_64_bit_entry() {
     let file = file(&bzimage(0x020f, 1));
     let kernel = Kernel::open(file.path()).unwrap();
     for _ in 0..2 {
-        let LoadedKernel::Linux64(loaded) = kernel.load(&ram()).unwrap() else { panic!("a bzImage") };
+        let LoadedKernel::Linux64(loaded) = kernel.load(&ram()).unwrap() else {
+            panic!("a bzImage")
+        };
         assert_eq!(loaded.entry, 0x10_0200);
         assert_eq!(loaded.end, 0x120_0000);
     }

@@ -1,9 +1,10 @@
 //! The namespace: processors, PCI root, serial port, panic device, power button.
 
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, Field, FieldAccessType,
-    FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method, Name,
-    Notify, ONE, OpRegion, OpRegionSpace, Or, Package, Path, ResourceTemplate, Return, Scope, Store, Uuid, ZERO,
+    AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, Field,
+    FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed,
+    Method, Name, Notify, ONE, OpRegion, OpRegionSpace, Or, Package, Path, ResourceTemplate, Return, Scope,
+    Store, Uuid, ZERO,
 };
 use acpi_tables::{Aml, sdt::Sdt};
 
@@ -13,7 +14,13 @@ use crate::board::{layout, power};
 /// Makes the table.
 pub(super) fn build(board: &Board) -> Sdt {
     let mut body = Vec::new();
-    for part in [processors(board.cpus), pci(board), devices(board), events(), soft_off()] {
+    for part in [
+        processors(board.cpus),
+        pci(board),
+        devices(board),
+        events(),
+        soft_off(),
+    ] {
         body.extend(part);
     }
     super::definition_block(&body)
@@ -65,7 +72,9 @@ fn pci(board: &Board) -> Vec<u8> {
     let control = Raw(osc());
     let root = Device::new(
         "_SB_.PCI0".into(),
-        vec![&hid, &cid, &uid, &segment, &first_bus, &coherent, &resources, &pins, &control],
+        vec![
+            &hid, &cid, &uid, &segment, &first_bus, &coherent, &resources, &pins, &control,
+        ],
     );
 
     let ecam = Memory32Fixed::new(
@@ -96,9 +105,8 @@ impl Aml for Raw {
 fn osc() -> Vec<u8> {
     const GRANTED: u8 = 0x1f;
     const UNRECOGNIZED_UUID: u8 = 1 << 2;
-    let dword = |at: &'static dyn Aml, name: &'static str| {
-        aml(&CreateDWordField::new(&Path::new(name), &Arg(3), at))
-    };
+    let dword =
+        |at: &'static dyn Aml, name: &'static str| aml(&CreateDWordField::new(&Path::new(name), &Arg(3), at));
     let status = Raw(dword(&ZERO, "CDW1"));
     let control = Raw(dword(&8u8, "CDW3"));
     let pci_uuid = Uuid::new("33DB4D5B-1FF7-401C-9657-7441C03DD766");
@@ -109,7 +117,12 @@ fn osc() -> Vec<u8> {
     let unknown = Or::new(&cdw1, &cdw1, &UNRECOGNIZED_UUID);
     let refused = Else::new(vec![&unknown]);
     let answer = Return::new(&Arg(3));
-    aml(&Method::new("_OSC".into(), 4, true, vec![&status, &granted, &refused, &answer]))
+    aml(&Method::new(
+        "_OSC".into(),
+        4,
+        true,
+        vec![&status, &granted, &refused, &answer],
+    ))
 }
 
 fn devices(board: &Board) -> Vec<u8> {
@@ -122,7 +135,10 @@ fn devices(board: &Board) -> Vec<u8> {
         let line = Interrupt::new(true, true, false, false, layout::SERIAL_GSI);
         let uses = ResourceTemplate::new(vec![&ports, &line]);
         let resources = Name::new("_CRS".into(), &uses);
-        bytes.extend(aml(&Device::new("_SB_.COM1".into(), vec![&hid, &uid, &name, &resources])));
+        bytes.extend(aml(&Device::new(
+            "_SB_.COM1".into(),
+            vec![&hid, &uid, &name, &resources],
+        )));
     }
     let hid = Name::new("_HID".into(), &"QEMU0001");
     let port = IO::new(power::PANIC_PORT, power::PANIC_PORT, 1, 1);
@@ -130,7 +146,10 @@ fn devices(board: &Board) -> Vec<u8> {
     let resources = Name::new("_CRS".into(), &uses);
     // Present, enabled and working, but not shown to the user.
     let status = Name::new("_STA".into(), &0xbu8);
-    bytes.extend(aml(&Device::new("_SB_.PEVT".into(), vec![&hid, &status, &resources])));
+    bytes.extend(aml(&Device::new(
+        "_SB_.PEVT".into(),
+        vec![&hid, &status, &resources],
+    )));
     bytes
 }
 
@@ -148,8 +167,7 @@ fn events() -> Vec<u8> {
     let uses = ResourceTemplate::new(vec![&line]);
     let resources = Name::new("_CRS".into(), &uses);
     let port = u32::from(power::EVENT_PORT);
-    let region =
-        OpRegion::new("EVTR".into(), OpRegionSpace::SystemIO, &port, &ONE);
+    let region = OpRegion::new("EVTR".into(), OpRegionSpace::SystemIO, &port, &ONE);
     let field = Field::new(
         "EVTR".into(),
         FieldAccessType::Byte,
@@ -166,7 +184,10 @@ fn events() -> Vec<u8> {
     let tell_board = Notify::new(&board, &SHUTDOWN_REQUEST);
     let on_button = If::new(&pressed, vec![&tell_button, &tell_board]);
     let method = Method::new("_EVT".into(), 1, true, vec![&read, &bit, &on_button]);
-    bytes.extend(aml(&Device::new("_SB_.GED_".into(), vec![&hid, &uid, &resources, &region, &field, &method])));
+    bytes.extend(aml(&Device::new(
+        "_SB_.GED_".into(),
+        vec![&hid, &uid, &resources, &region, &field, &method],
+    )));
     bytes
 }
 

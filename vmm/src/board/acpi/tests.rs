@@ -1,7 +1,11 @@
 use super::*;
 
 fn board() -> Board {
-    Board { cpus: 3, mmio64: layout::pci_mmio64(1 << 30), serial: true }
+    Board {
+        cpus: 3,
+        mmio64: layout::pci_mmio64(1 << 30),
+        serial: true,
+    }
 }
 
 const BASE: u64 = 0xe0000;

@@ -21,7 +21,11 @@ pub(super) struct Range {
 
 /// All ranges, rising.
 pub(super) fn ranges(ram: &GuestRam) -> Vec<Range> {
-    let range = |addr: u64, end: u64, kind: u32| Range { addr, len: end - addr, kind };
+    let range = |addr: u64, end: u64, kind: u32| Range {
+        addr,
+        len: end - addr,
+        kind,
+    };
     let mut ranges = vec![range(0, LEGACY_START, USABLE), range(ACPI, ACPI_END, RESERVED)];
     for region in &ram.regions {
         let start = region.guest_addr.max(ACPI_END);
@@ -30,7 +34,11 @@ pub(super) fn ranges(ram: &GuestRam) -> Vec<Range> {
             ranges.push(range(start, end, USABLE));
         }
     }
-    ranges.push(range(layout::ECAM_BASE, layout::ECAM_BASE + layout::ECAM_LEN, RESERVED));
+    ranges.push(range(
+        layout::ECAM_BASE,
+        layout::ECAM_BASE + layout::ECAM_LEN,
+        RESERVED,
+    ));
     ranges.sort_by_key(|r| r.addr);
     ranges
 }
@@ -43,7 +51,11 @@ mod tests {
     #[test]
     fn ranges_rise_and_add_up_to_ram() {
         let size = layout::RAM_BELOW_4G_END + (1 << 30);
-        let ram = GuestRam::new(RamConfig { size, hugepages: false }).unwrap();
+        let ram = GuestRam::new(RamConfig {
+            size,
+            hugepages: false,
+        })
+        .unwrap();
         let ranges = ranges(&ram);
         assert!(ranges.windows(2).all(|w| w[0].addr + w[0].len <= w[1].addr));
         let usable: u64 = ranges.iter().filter(|r| r.kind == USABLE).map(|r| r.len).sum();

@@ -4,8 +4,8 @@ use kvm_bindings::{kvm_regs, kvm_segment};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::BootError;
-use crate::hv::vcpu::{Vcpu, msr};
 use crate::hv::HvError;
+use crate::hv::vcpu::{Vcpu, msr};
 use crate::memory::GuestRam;
 
 const GDT: u64 = 0x500;
@@ -93,10 +93,23 @@ impl Entry {
         sregs.cs = segment(CODE, READ_EXECUTE, long);
         let data = segment(DATA, READ_WRITE, false);
         (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-        sregs.tr = kvm_segment { selector: TASK, type_: 0xb, limit: 0x67, present: 1, ..Default::default() };
-        let mut regs = kvm_regs { rflags: FLAGS_RESERVED, ..Default::default() };
+        sregs.tr = kvm_segment {
+            selector: TASK,
+            type_: 0xb,
+            limit: 0x67,
+            present: 1,
+            ..Default::default()
+        };
+        let mut regs = kvm_regs {
+            rflags: FLAGS_RESERVED,
+            ..Default::default()
+        };
         match *self {
-            Self::Long { rip, page_table, boot_params } => {
+            Self::Long {
+                rip,
+                page_table,
+                boot_params,
+            } => {
                 sregs.cr0 = CR0_PE | CR0_ET | CR0_PG;
                 sregs.cr3 = page_table;
                 sregs.cr4 = CR4_PAE;

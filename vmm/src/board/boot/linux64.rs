@@ -18,7 +18,11 @@ pub(super) fn prepare(
     cmdline_len: usize,
     initrd: Option<Placed>,
 ) -> Result<Entry, BootError> {
-    let mut params = boot_params { hdr: kernel.header, acpi_rsdp_addr: ACPI, ..Default::default() };
+    let mut params = boot_params {
+        hdr: kernel.header,
+        acpi_rsdp_addr: ACPI,
+        ..Default::default()
+    };
     params.hdr.type_of_loader = LOADER_UNDEFINED;
     params.hdr.cmd_line_ptr = below_4g(CMDLINE);
     params.hdr.cmdline_size = u32::try_from(cmdline_len).unwrap_or(u32::MAX);
@@ -28,12 +32,20 @@ pub(super) fn prepare(
     }
     let ranges = e820::ranges(ram);
     for (slot, range) in params.e820_table.iter_mut().zip(&ranges) {
-        *slot = boot_e820_entry { addr: range.addr, size: range.len, r#type: range.kind };
+        *slot = boot_e820_entry {
+            addr: range.addr,
+            size: range.len,
+            r#type: range.kind,
+        };
     }
     params.e820_entries = u8::try_from(ranges.len()).expect("a handful of ranges");
     ram.mem.write_obj(params, GuestAddress(ZERO_PAGE))?;
     write_page_tables(ram)?;
-    Ok(Entry::Long { rip: kernel.entry, page_table: PAGE_TABLES, boot_params: ZERO_PAGE })
+    Ok(Entry::Long {
+        rip: kernel.entry,
+        page_table: PAGE_TABLES,
+        boot_params: ZERO_PAGE,
+    })
 }
 
 /// Everything that is handed over by a 32-bit field lies in the RAM below the PCI window.
@@ -48,7 +60,8 @@ fn write_page_tables(ram: &GuestRam) -> Result<(), BootError> {
     const DIRECTORIES: u64 = 4;
     let pointers = PAGE_TABLES + 0x1000;
     let directories = pointers + 0x1000;
-    ram.mem.write_obj(pointers | PRESENT_WRITABLE, GuestAddress(PAGE_TABLES))?;
+    ram.mem
+        .write_obj(pointers | PRESENT_WRITABLE, GuestAddress(PAGE_TABLES))?;
     let mut table = Vec::with_capacity(0x1000 * 4);
     for directory in 0..DIRECTORIES {
         let entry = (directories + directory * 0x1000) | PRESENT_WRITABLE;

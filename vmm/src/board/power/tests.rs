@@ -7,9 +7,12 @@ fn board() -> (Bus, Arc<Mutex<Vec<GuestAction>>>, Arc<ActionSink>) {
         move |action| seen.lock().unwrap().push(action)
     });
     let pio = Bus::new();
-    let keyboard = Arc::new(Keyboard(Mutex::new(I8042Device::new(ResetLine { sink: Arc::clone(&sink) }))));
+    let keyboard = Arc::new(Keyboard(Mutex::new(I8042Device::new(ResetLine {
+        sink: Arc::clone(&sink),
+    }))));
     pio.insert(0x64..0x65, keyboard).unwrap();
-    pio.insert(ports(PANIC_PORT, 1), Arc::new(PanicPort(Arc::clone(&sink)))).unwrap();
+    pio.insert(ports(PANIC_PORT, 1), Arc::new(PanicPort(Arc::clone(&sink))))
+        .unwrap();
     (pio, seen, sink)
 }
 

@@ -41,7 +41,9 @@ impl Vcpu {
     pub(super) fn report(&self, what: String) -> FaultReport {
         let rip = self.fd.get_regs().ok().map(|r| r.rip);
         let linear = rip.and_then(|rip| Some(self.fd.get_sregs().ok()?.cs.base.wrapping_add(rip)));
-        let physical = linear.and_then(|at| self.fd.translate_gva(at).ok()).filter(|t| t.valid != 0);
+        let physical = linear
+            .and_then(|at| self.fd.translate_gva(at).ok())
+            .filter(|t| t.valid != 0);
         FaultReport {
             vcpu: self.index,
             what,
@@ -69,6 +71,9 @@ impl Vcpu {
         } else {
             format!("KVM internal error {}", error.suberror)
         };
-        FaultReport { instruction, ..self.report(what) }
+        FaultReport {
+            instruction,
+            ..self.report(what)
+        }
     }
 }

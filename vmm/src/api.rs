@@ -1,0 +1,201 @@
+//! HTTP on a Unix socket, and signals: how people and programs speak to a running VM.
+//!
+//! | method and path | what |
+//! |---|---|
+//! | `GET /v1/vm` | what the VM is and does |
+//! | `PUT /v1/vm/shutdown` | ask the guest to power off |
+//! | `PUT /v1/vm/power-off` | stop at once |
+//! | `PUT /v1/vm/reset`, `pause`, `resume` | as they say |
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use axum::Json;
+use axum::extract::State as Shared;
+use axum::http::StatusCode;
+use axum::routing::{get, put};
+use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+
+use crate::machine::control::{Command, CommandError, Control, State};
+
+#[cfg(test)]
+mod tests;
+
+/// Why the VM cannot be spoken to.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// The socket was refused.
+    #[error("API socket {0} refused: {1}; check --api-socket")]
+    Socket(PathBuf, #[source] io::Error),
+    /// The host refused a thread or a signal handler.
+    #[error("a thread for the API was refused by the host: {0}")]
+    Host(#[from] io::Error),
+}
+
+/// What a VM is and does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmInfo {
+    /// Its name.
+    pub name: String,
+    /// Its process.
+    pub pid: u32,
+    /// What it is doing.
+    pub state: State,
+    /// Processors.
+    pub cpus: u8,
+    /// Bytes of RAM.
+    pub memory: u64,
+    /// How often the guest was reset.
+    pub resets: u64,
+    /// The pseudo-terminal of the serial port, if it is one.
+    pub serial_pty: Option<PathBuf>,
+    /// Network cards.
+    pub nics: Vec<NicInfo>,
+}
+
+/// What a network card is and does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicInfo {
+    /// Its vhost-user socket.
+    pub socket: PathBuf,
+    /// Its hardware address, if it was given one.
+    pub mac: Option<String>,
+    /// Queue pairs offered to the guest.
+    pub queue_pairs: u16,
+    /// What the guest sees: the link is up.
+    pub link_up: bool,
+    /// The back-end is connected.
+    pub connected: bool,
+}
+
+/// An answer that is no success.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What was refused and why.
+    pub error: String,
+}
+
+/// Makes a [`VmInfo`] of the moment.
+pub type InfoSource = Arc<dyn Fn() -> VmInfo + Send + Sync>;
+
+/// The thread that serves; ends when dropped.
+#[derive(Debug)]
+pub struct Server {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+    socket: Option<PathBuf>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        if let Some(socket) = &self.socket {
+            let _ = std::fs::remove_file(socket);
+        }
+    }
+}
+
+/// Serves signals, and the API if there is a `socket`, on a thread of its own.
+pub fn serve(info: InfoSource, control: Control, socket: Option<PathBuf>) -> Result<Server, ApiError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let (stop, stopped) = oneshot::channel();
+    let guard = runtime.enter();
+    let terminate = signal(SignalKind::terminate())?;
+    let interrupt = signal(SignalKind::interrupt())?;
+    let listener = match &socket {
+        Some(path) => {
+            let listener = crate::unix_socket::listen(path).map_err(|e| ApiError::Socket(path.clone(), e))?;
+            listener.set_nonblocking(true)?;
+            Some(tokio::net::UnixListener::from_std(listener)?)
+        }
+        None => None,
+    };
+    drop(guard);
+    let signals = control.clone();
+    let thread = std::thread::Builder::new()
+        .name("api".to_owned())
+        .spawn(move || {
+            runtime.block_on(async move {
+                tokio::select! {
+                    _ = stopped => {}
+                    () = follow_signals(terminate, interrupt, signals) => {}
+                    () = serve_http(listener, router(info, control)) => {}
+                }
+            });
+            // A command that is under way has its answer from the machine's end; nobody waits for it here.
+            runtime.shutdown_background();
+        })?;
+    Ok(Server {
+        stop: Some(stop),
+        thread: Some(thread),
+        socket,
+    })
+}
+
+async fn serve_http(listener: Option<tokio::net::UnixListener>, router: axum::Router) {
+    match listener {
+        Some(listener) => {
+            if let Err(error) = axum::serve(listener, router).await {
+                tracing::error!(%error, "the API has ended");
+            }
+            std::future::pending().await
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// The first signal asks, the second one does not.
+async fn follow_signals(mut terminate: Signal, mut interrupt: Signal, control: Control) {
+    for command in [Command::Shutdown, Command::PowerOff] {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        control.request(command);
+    }
+    std::future::pending().await
+}
+
+struct Context {
+    info: InfoSource,
+    control: Control,
+}
+
+fn router(info: InfoSource, control: Control) -> axum::Router {
+    let command = |command: Command| {
+        put(move |Shared(context): Shared<Arc<Context>>| async move { obey(&context, command).await })
+    };
+    axum::Router::new()
+        .route(
+            "/v1/vm",
+            get(|Shared(context): Shared<Arc<Context>>| async move { Json((context.info)()) }),
+        )
+        .route("/v1/vm/shutdown", command(Command::Shutdown))
+        .route("/v1/vm/power-off", command(Command::PowerOff))
+        .route("/v1/vm/reset", command(Command::Reset))
+        .route("/v1/vm/pause", command(Command::Pause))
+        .route("/v1/vm/resume", command(Command::Resume))
+        .with_state(Arc::new(Context { info, control }))
+}
+
+async fn obey(context: &Context, command: Command) -> Result<StatusCode, (StatusCode, Json<Refusal>)> {
+    let control = context.control.clone();
+    let result = tokio::task::spawn_blocking(move || control.command(command)).await;
+    let refused = |status, error: String| Err((status, Json(Refusal { error })));
+    match result {
+        Ok(Ok(())) => Ok(StatusCode::NO_CONTENT),
+        Ok(Err(error @ CommandError::Busy)) => refused(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
+        Ok(Err(error @ CommandError::Ended)) => refused(StatusCode::GONE, error.to_string()),
+        Ok(Err(error)) => refused(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+        Err(error) => refused(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
