@@ -107,7 +107,7 @@ pub fn serve(info: InfoSource, control: Control, socket: Option<PathBuf>) -> Res
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let (stop, stopped) = oneshot::channel();
+    let (stop, mut stopped) = oneshot::channel();
     let guard = runtime.enter();
     let terminate = signal(SignalKind::terminate())?;
     let interrupt = signal(SignalKind::interrupt())?;
@@ -125,11 +125,19 @@ pub fn serve(info: InfoSource, control: Control, socket: Option<PathBuf>) -> Res
         .name("api".to_owned())
         .spawn(move || {
             runtime.block_on(async move {
+                let work = async {
+                    tokio::join!(
+                        follow_signals(terminate, interrupt, signals),
+                        serve_http(listener, router(info, control)),
+                    )
+                };
+                tokio::pin!(work);
                 tokio::select! {
-                    _ = stopped => {}
-                    () = follow_signals(terminate, interrupt, signals) => {}
-                    () = serve_http(listener, router(info, control)) => {}
+                    _ = &mut stopped => return,
+                    _ = &mut work => {}
                 }
+                // All signals are spent: only the machine's end is left to wait for.
+                let _ = stopped.await;
             });
             // A command that is under way has its answer from the machine's end; nobody waits for it here.
             runtime.shutdown_background();
@@ -142,14 +150,10 @@ pub fn serve(info: InfoSource, control: Control, socket: Option<PathBuf>) -> Res
 }
 
 async fn serve_http(listener: Option<tokio::net::UnixListener>, router: axum::Router) {
-    match listener {
-        Some(listener) => {
-            if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!(%error, "the API has ended");
-            }
-            std::future::pending().await
-        }
-        None => std::future::pending().await,
+    if let Some(listener) = listener
+        && let Err(error) = axum::serve(listener, router).await
+    {
+        tracing::error!(%error, "the API has ended");
     }
 }
 
@@ -162,7 +166,6 @@ async fn follow_signals(mut terminate: Signal, mut interrupt: Signal, control: C
         }
         control.request(command);
     }
-    std::future::pending().await
 }
 
 struct Context {

@@ -170,7 +170,10 @@ fn mac_address(text: &str) -> Result<[u8; 6], String> {
     let mut mac = [0; 6];
     let mut bytes = text.split(':');
     for slot in &mut mac {
-        let byte = bytes.next().filter(|b| b.len() == 2).ok_or_else(wrong)?;
+        let byte = bytes
+            .next()
+            .filter(|b| b.len() == 2 && b.bytes().all(|c| c.is_ascii_hexdigit()))
+            .ok_or_else(wrong)?;
         *slot = u8::from_str_radix(byte, 16).map_err(|_| wrong())?;
     }
     if bytes.next().is_some() {

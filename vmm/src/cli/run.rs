@@ -21,7 +21,7 @@ enum RunError {
 /// Runs the machine that `args` describe to its end.
 pub fn run(args: RunArgs) -> ExitCode {
     let api_socket = args.api_socket.clone();
-    match start(config(args), api_socket) {
+    match start(&config(args), api_socket) {
         Ok(ending) => ExitCode::from(exit_code(&ending)),
         Err(error) => {
             eprintln!("vmm: {error}");
@@ -51,16 +51,12 @@ fn config(args: RunArgs) -> VmConfig {
     }
 }
 
-fn start(config: VmConfig, api_socket: Option<PathBuf>) -> Result<Ending, RunError> {
-    let machine = Machine::new(&config)?;
+fn start(config: &VmConfig, api_socket: Option<PathBuf>) -> Result<Ending, RunError> {
+    let machine = Machine::new(config)?;
     if let Some(name) = machine.serial().and_then(|s| s.pty()) {
         eprintln!("vmm: serial port on {}", name.display());
     }
-    let _server = api::serve(
-        machine.info_source(&config),
-        machine.control().clone(),
-        api_socket,
-    )?;
+    let _server = api::serve(machine.info_source(config), machine.control().clone(), api_socket)?;
     Ok(machine.run()?)
 }
 

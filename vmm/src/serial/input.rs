@@ -78,7 +78,7 @@ impl Reader {
             let was = std::mem::take(escaped);
             *escaped = !was && *byte == ESCAPE;
             leave |= was && *byte == LEAVE;
-            !*escaped && !(was && *byte == LEAVE)
+            !(*escaped || was && *byte == LEAVE)
         });
         leave
     }
@@ -162,10 +162,9 @@ fn accept(reader: &mut Reader, shared: &Shared) -> io::Result<()> {
     let Some((listener, _)) = &reader.listener else {
         return Ok(());
     };
-    let client = match listener.accept() {
-        Ok((client, _)) => client,
-        // It has gone again.
-        Err(_) => return Ok(()),
+    // An error means that it has gone again.
+    let Ok((client, _)) = listener.accept() else {
+        return Ok(());
     };
     client.set_nonblocking(true)?;
     shared.output.connect(Some(OwnedFd::from(client.try_clone()?)));
