@@ -14,6 +14,7 @@
 
 mod copy;
 mod deliver;
+mod egress;
 mod examine;
 mod plan;
 mod round;

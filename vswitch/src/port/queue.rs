@@ -56,6 +56,8 @@ pub struct IngressRing {
 pub struct EgressRing {
     /// The device end of the virtqueue.
     pub queue: DeviceQueue,
+    /// The guest took nothing when it was last waited for, and has not since.
+    pub stalled: bool,
     /// The state that both directions have.
     pub state: RingState,
 }
@@ -138,6 +140,7 @@ impl EgressRing {
         queue.disable_notification();
         Self {
             queue,
+            stalled: false,
             state: RingState::new(call, err, enabled),
         }
     }

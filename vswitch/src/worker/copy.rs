@@ -88,6 +88,11 @@ impl<'a> Receiver<'a> {
         }
     }
 
+    /// Whether the frame goes to the guest as one.
+    pub(super) fn is_whole(&self, frame: &Examined) -> bool {
+        frame.header.gso_type == GSO_NONE || self.takes(&frame.header)
+    }
+
     /// Whether the guest negotiated every offload that the header asks for.
     fn takes(&self, header: &NetHeader) -> bool {
         let mut needed = NET_F_GUEST_CSUM;

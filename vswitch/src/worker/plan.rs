@@ -80,6 +80,14 @@ impl Plan {
         &self.lists
     }
 
+    /// Keeps some of a list's frames for another try.
+    #[inline]
+    pub(super) fn keep(&mut self, place: usize, frames: u64) {
+        if let Some(list) = self.lists.get_mut(place) {
+            list.frames = frames;
+        }
+    }
+
     pub(super) fn undeliverable(&self) -> &[(PortId, u64)] {
         &self.undeliverable
     }
