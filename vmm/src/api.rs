@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
+use crate::listener::{Listener, SocketError};
 use crate::machine::control::{Command, CommandError, Control, State};
 
 #[cfg(test)]
@@ -29,8 +30,8 @@ mod tests;
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     /// The socket was refused.
-    #[error("API socket {0} refused: {1}; check --api-socket")]
-    Socket(PathBuf, #[source] io::Error),
+    #[error("API: {0}")]
+    Socket(#[from] SocketError),
     /// The host refused a thread or a signal handler.
     #[error("a thread for the API was refused by the host: {0}")]
     Host(#[from] io::Error),
@@ -87,7 +88,7 @@ pub type InfoSource = Arc<dyn Fn() -> VmInfo + Send + Sync>;
 pub struct Server {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
-    socket: Option<PathBuf>,
+    socket: Option<Listener>,
 }
 
 impl Drop for Server {
@@ -96,9 +97,7 @@ impl Drop for Server {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        if let Some(socket) = &self.socket {
-            let _ = std::fs::remove_file(socket);
-        }
+        drop(self.socket.take());
     }
 }
 
@@ -111,13 +110,13 @@ pub fn serve(info: InfoSource, control: Control, socket: Option<PathBuf>) -> Res
     let guard = runtime.enter();
     let terminate = signal(SignalKind::terminate())?;
     let interrupt = signal(SignalKind::interrupt())?;
-    let listener = match &socket {
+    let (socket, listener) = match socket {
         Some(path) => {
-            let listener = crate::unix_socket::listen(path).map_err(|e| ApiError::Socket(path.clone(), e))?;
-            listener.set_nonblocking(true)?;
-            Some(tokio::net::UnixListener::from_std(listener)?)
+            let listener = Listener::bind(&path)?;
+            let serving = tokio::net::UnixListener::from_std(listener.try_clone()?)?;
+            (Some(listener), Some(serving))
         }
-        None => None,
+        None => (None, None),
     };
     drop(guard);
     let signals = control.clone();

@@ -17,6 +17,5 @@ pub mod machine;
 pub mod memory;
 pub mod pci;
 pub mod serial;
-mod unix_socket;
 pub mod vhost_user;
 pub mod virtio;

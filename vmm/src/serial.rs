@@ -15,6 +15,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::bus::BusDevice;
 use crate::hv::irq::LegacyIrq;
+use crate::listener::SocketError;
 
 mod ends;
 mod input;
@@ -47,6 +48,9 @@ pub enum SerialError {
     /// The other end could not be opened.
     #[error("serial port refused: {0}: {1}; check --serial")]
     End(String, #[source] io::Error),
+    /// The socket was refused.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// A thread or an eventfd could not be had.
     #[error("serial port refused by the host: {0}")]
     Host(#[from] io::Error),

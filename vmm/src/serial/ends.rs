@@ -3,7 +3,6 @@
 use std::fs::{File, OpenOptions};
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -14,6 +13,7 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
 use super::output::Output;
 use super::{SerialConfig, SerialError};
+use crate::listener::Listener;
 
 /// The other ends of a serial port, opened.
 #[derive(Debug)]
@@ -31,10 +31,7 @@ enum Kind {
         name: PathBuf,
     },
     File(File),
-    Socket {
-        listener: UnixListener,
-        path: PathBuf,
-    },
+    Socket(Listener),
 }
 
 /// Where input comes from.
@@ -46,10 +43,7 @@ pub(super) enum Source {
         controller: OwnedFd,
         user: OwnedFd,
     },
-    Socket {
-        listener: UnixListener,
-        path: PathBuf,
-    },
+    Socket(Listener),
 }
 
 fn append(path: &Path) -> Result<File, SerialError> {
@@ -68,15 +62,7 @@ impl Ends {
             SerialConfig::Stdio => Kind::Stdio,
             SerialConfig::Pty => open_pty().map_err(|e| SerialError::End("pty".to_owned(), e.into()))?,
             SerialConfig::File(path) => Kind::File(append(path)?),
-            SerialConfig::Socket(path) => {
-                let listener = crate::unix_socket::listen(path)
-                    .map_err(|e| SerialError::End(path.display().to_string(), e))?;
-                listener.set_nonblocking(true)?;
-                Kind::Socket {
-                    listener,
-                    path: path.clone(),
-                }
-            }
+            SerialConfig::Socket(path) => Kind::Socket(Listener::bind(path)?),
         };
         Ok(Some(Self {
             kind,
@@ -104,7 +90,7 @@ impl Ends {
                 (output(Some(writer)), Some(Source::Pty { controller, user }))
             }
             Kind::File(file) => (output(Some(file.into())), None),
-            Kind::Socket { listener, path } => (output(None), Some(Source::Socket { listener, path })),
+            Kind::Socket(listener) => (output(None), Some(Source::Socket(listener))),
         })
     }
 }

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -11,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::Shared;
 use super::ends::{RawMode, Source};
+use crate::listener::Listener;
 
 /// Ctrl-A, then x: leave. Ctrl-A twice: one for the guest.
 const ESCAPE: u8 = 1;
@@ -30,9 +30,6 @@ pub(super) fn spawn(
                 tracing::warn!(%error, "serial input has ended");
             }
             drop(keep);
-            if let Some((_, path)) = reader.listener {
-                let _ = std::fs::remove_file(path);
-            }
         })
 }
 
@@ -40,7 +37,7 @@ struct Reader {
     /// Where bytes come from now.
     fd: Option<OwnedFd>,
     /// Where the next client comes from.
-    listener: Option<(UnixListener, std::path::PathBuf)>,
+    listener: Option<Listener>,
     /// Set while a terminal is in raw mode; the flag says that the last byte was the escape.
     terminal: Option<(RawMode, bool)>,
 }
@@ -63,7 +60,7 @@ impl Reader {
                 reader.fd = Some(controller);
                 keep = Some(user);
             }
-            Source::Socket { listener, path } => reader.listener = Some((listener, path)),
+            Source::Socket(listener) => reader.listener = Some(listener),
         }
         Ok((reader, keep))
     }
@@ -137,7 +134,7 @@ fn wait(reader: &Reader, shared: &Shared, stop: &EventFd, room: usize) -> io::Re
     };
     match (&reader.fd, &reader.listener) {
         (Some(fd), _) => fds.push(PollFd::from_borrowed_fd(fd.as_fd(), interest)),
-        (None, Some((listener, _))) => fds.push(PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN)),
+        (None, Some(listener)) => fds.push(PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN)),
         (None, None) => {}
     }
     match poll(&mut fds, None) {
@@ -159,7 +156,7 @@ fn wait(reader: &Reader, shared: &Shared, stop: &EventFd, room: usize) -> io::Re
 }
 
 fn accept(reader: &mut Reader, shared: &Shared) -> io::Result<()> {
-    let Some((listener, _)) = &reader.listener else {
+    let Some(listener) = &reader.listener else {
         return Ok(());
     };
     // An error means that it has gone again.
