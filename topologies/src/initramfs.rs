@@ -24,7 +24,7 @@ use debian::{DebianError, Package};
 use modules::Modules;
 
 /// Changes whenever this code puts the same parts together differently.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 
 /// The package of every image's shell and small tools.
 const BUSYBOX: &str = "busybox-static";
@@ -203,7 +203,7 @@ pub fn build(recipe: &Recipe, cache: &Cache, progress: Progress<'_>) -> Result<I
     }
     progress("putting the image together");
     let release = kernel_release(&root)?;
-    let tree = assemble(recipe, &root, &release, &agent)?;
+    let tree = assemble(recipe, work.path(), &release, &agent)?;
 
     let finished = work.path().join("image");
     fs::create_dir(&finished).map_err(failed("create", &finished))?;
@@ -233,7 +233,8 @@ fn resolve(recipe: &Recipe) -> Result<BTreeMap<String, Package>, BuildError> {
     Ok(debian::closure(&roots)?)
 }
 
-fn assemble(recipe: &Recipe, root: &Path, release: &str, agent: &[u8]) -> Result<Archive, BuildError> {
+fn assemble(recipe: &Recipe, work: &Path, release: &str, agent: &[u8]) -> Result<Archive, BuildError> {
+    let root = &work.join("root");
     let mut tree = Archive::new();
     for folder in [
         "dev",
@@ -289,16 +290,9 @@ fn assemble(recipe: &Recipe, root: &Path, release: &str, agent: &[u8]) -> Result
     let modules = Modules::of_kernel(root, release)?;
     let folder = format!("usr/lib/modules/{release}");
     let wanted = modules.select(recipe.load.iter().chain(recipe.available).copied())?;
-    for path in wanted.files() {
-        let source = modules.folder().join(path);
-        let bytes = fs::read(&source).map_err(failed("read", &source))?;
+    for (path, bytes) in modules.collect(&wanted, &work.join("modules"))? {
         tree.file(&format!("{folder}/{path}"), 0o644, bytes);
     }
-    tree.file(
-        &format!("{folder}/modules.dep"),
-        0o644,
-        wanted.dep_file().into_bytes(),
-    );
     let load = modules.not_built_in(recipe.load.iter().copied()).join(" ");
     tree.file("etc/netyard/modules", 0o644, format!("{load}\n").into_bytes());
     Ok(tree)

@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod check;
 pub mod control;
+pub mod emulated;
 pub mod engine;
 pub mod image;
 pub mod initramfs;

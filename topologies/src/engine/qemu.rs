@@ -29,7 +29,7 @@ impl Qemu {
     }
 
     /// The version in the first line of `qemu-system-x86_64 --version`.
-    pub(super) fn parse_version(text: &str) -> Option<(u32, u32)> {
+    pub(crate) fn parse_version(text: &str) -> Option<(u32, u32)> {
         let mut numbers = text.split("version ").nth(1)?.split(['.', ' ', '\n']);
         Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
     }

@@ -49,21 +49,7 @@ pub struct Selection {
 impl Modules {
     /// The modules of kernel `release` unpacked below `root`; writes the dependencies there, which packages come without.
     pub fn of_kernel(root: &Path, release: &str) -> Result<Self, ModulesError> {
-        let mut depmod = Command::new("depmod");
-        // Not everybody's PATH has the system administrator's folders.
-        let path = std::env::var("PATH").unwrap_or_default();
-        depmod.env("PATH", format!("{path}:/usr/sbin:/sbin"));
-        let output = depmod
-            .arg("-b")
-            .arg(root)
-            .arg(release)
-            .output()
-            .map_err(|error| ModulesError::Depmod(error.to_string()))?;
-        if !output.status.success() {
-            return Err(ModulesError::Depmod(
-                String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-            ));
-        }
+        depmod(root, release)?;
         let folder = root.join("lib/modules").join(release);
         let read = |name: &str| {
             let path = folder.join(name);
@@ -93,6 +79,38 @@ impl Modules {
     /// Where the files are.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// The selected modules' files and an index of them alone, as (path relative to the kernel's modules folder, contents). The
+    /// folder `work` is used for it.
+    pub fn collect(
+        &self,
+        selection: &Selection,
+        work: &Path,
+    ) -> Result<Vec<(String, Vec<u8>)>, ModulesError> {
+        let target = work.join("lib/modules").join(&self.release);
+        let mut collected = Vec::new();
+        let lists = ["modules.order", "modules.builtin", "modules.builtin.modinfo"];
+        for path in selection.files().chain(lists) {
+            let (from, to) = (self.folder.join(path), target.join(path));
+            let refused = |source| ModulesError::Read {
+                path: from.clone(),
+                source,
+            };
+            let bytes = fs::read(&from).map_err(refused)?;
+            to.parent().map_or(Ok(()), fs::create_dir_all).map_err(refused)?;
+            fs::write(&to, &bytes).map_err(refused)?;
+            if !lists.contains(&path) {
+                collected.push((path.to_owned(), bytes));
+            }
+        }
+        depmod(work, &self.release)?;
+        for index in INDEXES {
+            let path = target.join(index);
+            let bytes = fs::read(&path).map_err(|source| ModulesError::Read { path, source })?;
+            collected.push((index.to_owned(), bytes));
+        }
+        Ok(collected)
     }
 
     /// These modules and all they need. What is built in needs no file.
@@ -136,16 +154,36 @@ impl Selection {
     pub fn files(&self) -> impl Iterator<Item = &str> {
         self.dependencies.keys().map(String::as_str)
     }
+}
 
-    /// A `modules.dep` of these alone.
-    pub fn dep_file(&self) -> String {
-        self.dependencies
-            .iter()
-            .fold(String::new(), |text, (file, needs)| {
-                let line = format!("{file}: {}", needs.join(" "));
-                text + line.trim_end() + "\n"
-            })
+/// What `depmod` writes and `modprobe` reads, for the modules in `lib/modules` below `root`.
+const INDEXES: [&str; 7] = [
+    "modules.alias",
+    "modules.alias.bin",
+    "modules.builtin.alias.bin",
+    "modules.builtin.bin",
+    "modules.dep",
+    "modules.dep.bin",
+    "modules.softdep",
+];
+
+fn depmod(root: &Path, release: &str) -> Result<(), ModulesError> {
+    let mut depmod = Command::new("depmod");
+    // Not everybody's PATH has the system administrator's folders.
+    let path = std::env::var("PATH").unwrap_or_default();
+    depmod.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    let output = depmod
+        .arg("-b")
+        .arg(root)
+        .arg(release)
+        .output()
+        .map_err(|error| ModulesError::Depmod(error.to_string()))?;
+    if output.status.success() {
+        return Ok(());
     }
+    Err(ModulesError::Depmod(
+        String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    ))
 }
 
 /// The module's name as the kernel says it.
@@ -186,11 +224,6 @@ mod tests {
                 "kernel/virtio/virtio.ko",
                 "kernel/virtio/virtio_ring.ko"
             ]
-        );
-        assert!(
-            selection
-                .dep_file()
-                .contains("kernel/virtio/virtio.ko: kernel/virtio/virtio_ring.ko\n")
         );
     }
 

@@ -1,0 +1,262 @@
+//! What the emulated host is made of, and the QEMU command line that runs it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+
+use super::{CHANNELS, Host, HostError, Record};
+use crate::agent::Channels;
+use crate::engine::Qemu;
+use crate::initramfs::cache::Cache;
+use crate::initramfs::{self, Image, Recipe};
+use crate::process::{ProcessId, Start};
+use crate::programs;
+
+/// The first QEMU with `igb`, the NIC with virtual functions.
+const NEEDED: (u32, u32) = (8, 0);
+
+/// Marks its process, as labs mark theirs.
+const MARK: &str = "emulated-host";
+
+const RECIPE: Recipe = Recipe {
+    name: "emulated-host",
+    kernel: "linux-image-amd64",
+    tools: &[],
+    load: &[
+        "virtio_pci",
+        "virtio_console",
+        "virtio_rng",
+        "9p",
+        "9pnet_virtio",
+        "overlay",
+        "kvm_amd",
+        "tun",
+        "vhost_net",
+        "button",
+        "evdev",
+    ],
+    available: &[
+        "tap",
+        "bridge",
+        "veth",
+        "vxlan",
+        "8021q",
+        "macvtap",
+        "dummy",
+        "sch_netem",
+        "igb",
+        "igbvf",
+        "vfio_pci",
+        "vfio_iommu_type1",
+    ],
+    links: &[],
+    files: &[
+        ("init", 0o755, include_str!("init.sh")),
+        ("etc/inittab", 0o644, include_str!("inittab")),
+        ("etc/passwd", 0o644, "root:x:0:0:root:/root:/bin/sh\n"),
+        ("etc/group", 0o644, "root:x:0:\n"),
+    ],
+};
+
+/// Everything that a boot needs, checked.
+#[derive(Debug)]
+pub(super) struct Boot {
+    qemu: PathBuf,
+    image: Image,
+    memory_mib: u32,
+}
+
+impl Boot {
+    pub(super) fn prepare(
+        memory_mib: u32,
+        cache: &Cache,
+        progress: &dyn Fn(&str),
+    ) -> Result<Self, HostError> {
+        let qemu = programs::system("qemu-system-x86_64", "qemu-system-x86")?;
+        let output = Command::new(&qemu)
+            .arg("--version")
+            .output()
+            .map_err(HostError::Version)?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        check_version(&text)?;
+        if let Some(available) = available_mib(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default())
+            && available < u64::from(memory_mib)
+        {
+            return Err(HostError::Memory {
+                wanted: memory_mib,
+                available,
+            });
+        }
+        let image = initramfs::ensure(&RECIPE, cache, progress)?;
+        Ok(Self {
+            qemu,
+            image,
+            memory_mib,
+        })
+    }
+
+    pub(super) fn record(&self, process: ProcessId) -> Record {
+        Record {
+            process,
+            memory_mib: self.memory_mib,
+            image: self.image.manifest.key.clone(),
+            kernel: self.image.manifest.kernel.clone(),
+        }
+    }
+
+    pub(super) fn start(&self, host: &Host) -> Result<Child, HostError> {
+        let start = Start {
+            program: &self.qemu,
+            arguments: &self.arguments(host),
+            log: &host.qemu_log(),
+            mark: MARK,
+            run: host.folder.parent().unwrap_or(&host.folder),
+        };
+        Ok(start.spawn()?)
+    }
+
+    fn arguments(&self, host: &Host) -> Vec<OsString> {
+        let console = host.log();
+        let mut arguments: Vec<OsString> = Vec::new();
+        let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);
+        option("-name", "netyard-emulated-host".into());
+        option("-M", "q35,kernel-irqchip=split".into());
+        option("-accel", "tcg,tb-size=1024".into());
+        // Without these two features of SVM nested guests run dependably.
+        option("-cpu", "max,+svm,-vgif,-v-vmsave-vmload".into());
+        option("-m", format!("{}M", self.memory_mib).into());
+        // With more CPUs nested guests hang.
+        option("-smp", "1".into());
+        option("-display", "none".into());
+        option("-monitor", "none".into());
+        option("-serial", joined("file:", &console, ""));
+        option("-kernel", self.image.kernel().into());
+        option("-initrd", self.image.initrd().into());
+        option(
+            "-append",
+            "console=ttyS0 panic=-1 quiet intel_iommu=on netyard.9p=msize=512000,cache=loose".into(),
+        );
+        option("-device", "intel-iommu,intremap=on,caching-mode=on".into());
+        option("-device", "pcie-root-port,id=rp1,bus=pcie.0".into());
+        option("-netdev", "user,id=n0,restrict=on".into());
+        option("-device", "igb,netdev=n0,bus=rp1,romfile=".into());
+        option("-object", "rng-random,id=rng,filename=/dev/urandom".into());
+        option("-device", "virtio-rng-pci,rng=rng".into());
+        option(
+            "-fsdev",
+            "local,id=outer,path=/,security_model=none,readonly=on,multidevs=remap".into(),
+        );
+        option("-device", "virtio-9p-pci,fsdev=outer,mount_tag=outer".into());
+        option("-device", "virtio-serial-pci,id=channels".into());
+        for index in 0..CHANNELS {
+            let socket = host.channels.socket(index);
+            option(
+                "-chardev",
+                joined(
+                    &format!("socket,id=c{index},server=on,wait=off,path="),
+                    &escaped(&socket),
+                    "",
+                ),
+            );
+            let name = Channels::name(index);
+            option(
+                "-device",
+                format!(
+                    "virtserialport,bus=channels.0,nr={},chardev=c{index},name={name}",
+                    index + 1
+                )
+                .into(),
+            );
+        }
+        arguments.extend(["-nodefaults".into(), "-no-reboot".into()]);
+        arguments
+    }
+}
+
+fn joined(before: &str, path: &std::path::Path, after: &str) -> OsString {
+    let mut value = OsString::from(before);
+    value.push(path);
+    value.push(after);
+    value
+}
+
+/// A path in a list of QEMU options: a comma is written twice.
+fn escaped(path: &std::path::Path) -> PathBuf {
+    path.to_string_lossy().replace(',', ",,").into()
+}
+
+fn check_version(text: &str) -> Result<(), HostError> {
+    let found = Qemu::parse_version(text);
+    if found.is_some_and(|found| found >= NEEDED) {
+        return Ok(());
+    }
+    let show = |(major, minor)| format!("{major}.{minor}");
+    Err(HostError::OldQemu {
+        found: found.map_or("of unknown version".into(), show),
+        needed: show(NEEDED),
+    })
+}
+
+fn available_mib(meminfo: &str) -> Option<u64> {
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib / 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_qemu_is_refused_with_the_cure() {
+        check_version("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\n").unwrap();
+        check_version("QEMU emulator version 8.0.0\n").unwrap();
+        let error = check_version("QEMU emulator version 7.2.13 (Debian)\n")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("7.2") && error.contains("8.0") && error.contains("bookworm-backports"),
+            "{error}"
+        );
+        check_version("something else").unwrap_err();
+    }
+
+    #[test]
+    fn available_memory_is_read() {
+        assert_eq!(
+            available_mib("MemTotal: 9 kB\nMemAvailable:    2097152 kB\n"),
+            Some(2048)
+        );
+        assert_eq!(available_mib(""), None);
+    }
+
+    #[test]
+    fn the_outer_root_is_shared_read_only_and_there_is_one_cpu() {
+        let manifest = crate::initramfs::Manifest {
+            name: "x".into(),
+            key: "k".into(),
+            recipe: "r".into(),
+            kernel: "6.1".into(),
+            packages: std::collections::BTreeMap::new(),
+        };
+        let boot = Boot {
+            qemu: "qemu".into(),
+            image: Image {
+                folder: "/i".into(),
+                manifest,
+            },
+            memory_mib: 2048,
+        };
+        let arguments = boot.arguments(&Host::in_folder("/run/a,b"));
+        let text: Vec<_> = arguments
+            .iter()
+            .map(|argument| argument.to_string_lossy())
+            .collect();
+        let text = text.join(" ");
+        assert!(text.contains("path=/,security_model=none,readonly=on"), "{text}");
+        assert!(text.contains("-smp 1 ") && text.contains("-m 2048M "), "{text}");
+        assert!(text.contains("path=/run/a,,b/agent.15.sock"), "{text}");
+    }
+}
