@@ -6,11 +6,12 @@
 
 use std::fs::File;
 use std::io::IoSliceMut;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
 use rustix::io::{Errno, ReadWriteFlags};
+use vmm_sys_util::eventfd::EventFd;
 
 /// Why a descriptor was refused.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +78,19 @@ impl Call {
     /// Take over a descriptor that a front-end sent.
     pub fn new(file: File) -> Result<Self, EventFdError> {
         checked(file).map(Self)
+    }
+
+    /// An eventfd of our own, to be handed to a peer.
+    pub fn create() -> std::io::Result<Self> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        Ok(Self(rustix::event::eventfd(0, flags)?))
+    }
+
+    /// The same eventfd in the type that the `vhost` crate sends.
+    pub fn to_event_fd(&self) -> std::io::Result<EventFd> {
+        let copy = self.0.try_clone()?;
+        // SAFETY: the duplicate is owned by nobody else and handed over as a whole.
+        Ok(unsafe { EventFd::from_raw_fd(copy.into_raw_fd()) })
     }
 
     /// Another handle on the same eventfd.

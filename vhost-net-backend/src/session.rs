@@ -25,6 +25,7 @@ use connection::{Connection, ConnectionError};
 use handler::Handler;
 use socket::Server;
 pub use socket::SocketError;
+pub(crate) use socket::connect;
 
 /// After a connection that ended in an error: how long until the next one is served.
 const PAUSE: Duration = Duration::from_millis(20);

@@ -1,6 +1,7 @@
 //! What a NIC's queue pair is wired to: the far end of its frames.
 
 pub mod tap;
+pub mod user;
 
 use std::io;
 use std::os::fd::BorrowedFd;

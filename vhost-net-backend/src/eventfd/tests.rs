@@ -1,8 +1,6 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use rustix::event::EventfdFlags;
-
 use super::*;
 
 fn eventfd(flags: EventfdFlags) -> (File, OwnedFd) {

@@ -63,7 +63,7 @@ fn stream_socket(flags: SocketFlags) -> Result<OwnedFd, Errno> {
 }
 
 /// Connect to a listening peer. Never waits: a full backlog is an error like any other, to be tried again.
-pub(super) fn connect(path: &Path) -> Result<UnixStream, SocketError> {
+pub(crate) fn connect(path: &Path) -> Result<UnixStream, SocketError> {
     let address = address(path)?;
     let os = SocketError::os(path);
     let socket = stream_socket(SocketFlags::NONBLOCK).map_err(&os)?;

@@ -1,6 +1,7 @@
 //! A front-end with a driver: what a VMM and its guest's virtio-net driver are together.
 
-use std::os::fd::AsRawFd;
+use std::collections::HashMap;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -47,6 +48,8 @@ pub(crate) struct Queue {
     config: QueueConfig,
     /// Buffers that no chain uses.
     free: Vec<u64>,
+    /// The buffers of each transmitted chain, by its first.
+    chains: HashMap<u64, Vec<u64>>,
 }
 
 /// A guest with as many queue pairs as asked for.
@@ -151,6 +154,7 @@ impl Guest {
             free: (0..u64::from(SIZE))
                 .map(|at| base + BUFFERS + at * u64::from(BUFFER))
                 .collect(),
+            chains: HashMap::new(),
         }
     }
 
@@ -208,26 +212,41 @@ impl Guest {
     /// Take transmit buffers back that the device has used.
     fn reap(&mut self, pair: u16) {
         let queue = &mut self.queues[usize::from(pair) * 2 + 1];
-        while let Some((addr, _)) = queue.driver.pop_used().unwrap() {
-            queue.free.push(addr);
+        while let Some((first, _)) = queue.driver.pop_used().unwrap() {
+            queue.free.extend(queue.chains.remove(&first).unwrap());
         }
     }
 
-    /// Transmit a frame of up to one buffer with a plain header. False when the ring is full.
+    /// Transmit a frame with a plain header. False when the ring is full.
     pub(crate) fn send(&mut self, pair: u16, frame: &[u8]) -> bool {
         self.send_with(pair, &NetHeader::default(), frame)
     }
 
     pub(crate) fn send_with(&mut self, pair: u16, header: &NetHeader, frame: &[u8]) -> bool {
         self.reap(pair);
-        let Some(addr) = self.queues[usize::from(pair) * 2 + 1].free.pop() else {
+        let index = usize::from(pair) * 2 + 1;
+        let bytes: Vec<u8> = header
+            .to_bytes()
+            .into_iter()
+            .chain(frame.iter().copied())
+            .collect();
+        let parts: Vec<&[u8]> = bytes.chunks(BUFFER as usize).collect();
+        let free = &mut self.queues[index].free;
+        let Some(left) = free.len().checked_sub(parts.len()) else {
             return false;
         };
-        self.fill(addr, &header.to_bytes());
-        self.fill(addr + HEADER_LEN as u64, frame);
-        let len = u32::try_from(HEADER_LEN + frame.len()).unwrap();
-        let queue = &mut self.queues[usize::from(pair) * 2 + 1];
-        queue.driver.push(&[Buffer { addr, len }], &[], addr).unwrap();
+        let addrs = free.split_off(left);
+        let mut chain = Vec::new();
+        for (&addr, part) in addrs.iter().zip(parts) {
+            self.fill(addr, part);
+            chain.push(Buffer {
+                addr,
+                len: u32::try_from(part.len()).unwrap(),
+            });
+        }
+        let queue = &mut self.queues[index];
+        queue.driver.push(&chain, &[], addrs[0]).unwrap();
+        queue.chains.insert(addrs[0], addrs);
         if queue.driver.publish() {
             queue.kick.write(1).unwrap();
         }
@@ -301,4 +320,71 @@ pub(crate) fn frame(text: &str) -> Vec<u8> {
     let mut frame = vec![0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1, 0x88, 0xb5];
     frame.extend(text.as_bytes());
     frame
+}
+
+impl Guest {
+    /// A guest whose memory is somebody else's file.
+    pub(crate) fn over(frontend: Frontend, memory: &OwnedFd, features: u64) -> Self {
+        let own = SharedMemory::new("own", BASE, 2 * STRIDE).unwrap();
+        frontend.set_features(features).unwrap();
+        let table = VhostUserMemoryRegionInfo {
+            mmap_handle: memory.as_raw_fd(),
+            ..region(&own)
+        };
+        frontend.set_mem_table(&[table]).unwrap();
+        let mut guest = Self {
+            frontend,
+            memory: own,
+            queues: Vec::new(),
+            features,
+        };
+        for index in 0..2 {
+            let queue = guest.queue(index, 0);
+            guest.queues.push(queue);
+        }
+        guest
+    }
+
+    pub(crate) fn queues_kick(&self, index: usize) {
+        self.queues[index].kick.write(1).unwrap();
+    }
+
+    /// Transmit a chain of one buffer with exactly these bytes, header or not.
+    pub(crate) fn send_raw(&mut self, pair: u16, bytes: &[u8]) -> bool {
+        self.reap(pair);
+        let index = usize::from(pair) * 2 + 1;
+        let Some(addr) = self.queues[index].free.pop() else {
+            return false;
+        };
+        self.fill(addr, bytes);
+        let queue = &mut self.queues[index];
+        queue
+            .driver
+            .push(
+                &[Buffer {
+                    addr,
+                    len: u32::try_from(bytes.len()).unwrap(),
+                }],
+                &[],
+                addr,
+            )
+            .unwrap();
+        queue.chains.insert(addr, vec![addr]);
+        if queue.driver.publish() {
+            queue.kick.write(1).unwrap();
+        }
+        true
+    }
+}
+
+impl Guest {
+    /// Whether a frame waits on this pair.
+    pub(crate) fn has_frame(&mut self, pair: u16) -> bool {
+        let queue = &mut self.queues[usize::from(pair) * 2];
+        queue.driver.enable_interrupts()
+    }
+
+    pub(crate) fn disable(&mut self, ring: usize) {
+        self.frontend.set_vring_enable(ring, false).unwrap();
+    }
 }

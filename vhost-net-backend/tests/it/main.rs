@@ -1,7 +1,11 @@
 //! The device driven as a VMM would drive it: a vhost-user front-end and the driver end of its rings.
 
 mod guest;
+mod hostile;
+mod link;
+mod process;
 mod session;
+mod tap;
 mod wires;
 
 use std::time::{Duration, Instant};
