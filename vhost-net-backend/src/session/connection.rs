@@ -8,12 +8,12 @@ use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendFlags};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags};
 use vhost::vhost_user::message::{FrontendReq, MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE};
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
@@ -28,6 +28,9 @@ const FLAG_REPLY: u32 = 1 << 2;
 const FLAG_NEED_REPLY: u32 = 1 << 3;
 /// How often a message that has not wholly arrived is looked at again.
 const STEP: Duration = Duration::from_millis(2);
+/// How often an idle session looks whether the shared memory is still there. A page that vanished has been replaced
+/// by then, so that nothing but the connection depends on it.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Why a connection ended before its front-end closed it.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +68,9 @@ pub(super) enum ConnectionError {
     /// An MTU that the device cannot have, and nobody waiting to be told.
     #[error("MTU {0} refused: out of the device's range")]
     Mtu(u64),
+    /// Pages of shared memory vanished.
+    #[error("the front-end took away memory that it shared; its file must keep its size")]
+    MemoryLost,
     /// The operating system failed a call on the socket.
     #[error("socket error: {0}")]
     Os(#[from] io::Error),
@@ -75,6 +81,8 @@ struct Header {
     request: u32,
     flags: u32,
     size: u32,
+    /// Descriptors come with it.
+    with_fds: bool,
 }
 
 impl Header {
@@ -128,12 +136,16 @@ impl Connection {
         }
     }
 
+    fn handler(&self) -> MutexGuard<'_, Handler> {
+        self.handler.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn handle(&mut self, header: Header) -> Result<(), ConnectionError> {
         if header.is(FrontendReq::NET_SET_MTU) {
             return self.set_mtu(header);
         }
         let result = self.requests.handle_request();
-        let kept = std::mem::take(&mut self.handler.lock().unwrap_or_else(PoisonError::into_inner).keep);
+        let kept = std::mem::take(&mut self.handler().keep);
         match result {
             Ok(()) => Ok(()),
             // The peer asked for the verdict and got it: it may go on.
@@ -149,13 +161,17 @@ impl Connection {
     fn set_mtu(&mut self, header: Header) -> Result<(), ConnectionError> {
         let mut message = [0u8; HEADER + 8];
         let (taken, _) = rustix::net::recv(&self.stream, &mut message, RecvFlags::DONTWAIT)?;
-        if header.size != 8 || taken != message.len() {
-            return Err(ConnectionError::Partial);
+        if header.size != 8 || header.with_fds || taken != message.len() {
+            return Err(ConnectionError::Header {
+                request: header.request,
+                flags: header.flags,
+                size: header.size,
+            });
         }
         let mut value = [0u8; 8];
         value.copy_from_slice(&message[HEADER..]);
         let mtu = u64::from_ne_bytes(value);
-        let mut handler = self.handler.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut handler = self.handler();
         let accepted = handler.set_mtu(mtu).map_err(|error| ConnectionError::Request {
             request: header.request,
             error,
@@ -183,7 +199,11 @@ impl Connection {
     fn next(&self, stop: &OwnedFd, server: Option<&Server>, greeted: bool) -> Result<Next, ConnectionError> {
         let deadline = (!greeted).then(|| Instant::now() + self.patience);
         loop {
-            let limit = deadline.map(|at| timespec(at.saturating_duration_since(Instant::now())));
+            let limit = match deadline {
+                Some(at) => Some(at.saturating_duration_since(Instant::now())),
+                None => self.handler().has_memory().then_some(LOOK),
+            };
+            let limit = limit.map(timespec);
             let mut poll = vec![
                 PollFd::new(stop, PollFlags::IN),
                 PollFd::new(&self.stream, PollFlags::IN | PollFlags::RDHUP),
@@ -192,9 +212,10 @@ impl Connection {
                 poll.push(PollFd::new(server, PollFlags::IN));
             }
             match rustix::event::poll(&mut poll, limit.as_ref()) {
-                Ok(0) => return Err(ConnectionError::Silent),
+                Ok(0) if deadline.is_some() => return Err(ConnectionError::Silent),
+                Ok(_) if self.handler().memory_lost() => return Err(ConnectionError::MemoryLost),
+                Ok(0) | Err(Errno::INTR) => continue,
                 Ok(_) => {}
-                Err(Errno::INTR) => continue,
                 Err(errno) => return Err(errno.into()),
             }
             let (stop_now, peer) = (!poll[0].revents().is_empty(), poll[1].revents());
@@ -273,7 +294,12 @@ impl Connection {
             &mut control,
             flags,
         )?;
-        if seen.flags.contains(ReturnFlags::CTRUNC) {
+        let count = control.drain().fold(0, |count, message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => count + fds.count(),
+            _ => count,
+        });
+        // The space is rounded up, so that it may hold one or two more.
+        if seen.flags.contains(ReturnFlags::CTRUNC) || count > MAX_ATTACHED_FD_ENTRIES {
             return Err(ConnectionError::TooManyFds);
         }
         if seen.bytes != HEADER {
@@ -285,6 +311,7 @@ impl Connection {
             request: word(0),
             flags: word(4),
             size: word(8),
+            with_fds: count > 0,
         };
         let known = FrontendReq::try_from(header.request).is_ok();
         let version = header.flags & !FLAG_NEED_REPLY == VERSION;

@@ -16,6 +16,7 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use virtio::features as f;
+use virtio::memory::guard::fault_count;
 use virtio::memory::{MAX_REGIONS, MemoryMap, Region};
 use virtio::split::device::DeviceQueue;
 
@@ -47,6 +48,8 @@ pub(super) struct Handler {
     protocol: u64,
     memory: Option<Arc<MemoryMap>>,
     rings: Vec<RingState>,
+    /// Pages that vanished in this process when it was last asked.
+    faults: usize,
     /// The request just refused leaves nothing behind: a front-end that is told may stay.
     pub(super) keep: bool,
 }
@@ -62,6 +65,7 @@ impl Handler {
             protocol: 0,
             memory: None,
             rings,
+            faults: fault_count(),
             keep: false,
         }
     }
@@ -81,6 +85,24 @@ impl Handler {
             self.shared.status().mtu = accepted;
         }
         Ok(accepted.is_some())
+    }
+
+    /// Whether the front-end shares any memory.
+    pub(super) fn has_memory(&self) -> bool {
+        self.memory
+            .as_ref()
+            .is_some_and(|memory| !memory.regions().is_empty())
+    }
+
+    /// Whether pages of the shared memory vanished since it was last asked.
+    pub(super) fn memory_lost(&mut self) -> bool {
+        let faults = fault_count();
+        if std::mem::replace(&mut self.faults, faults) == faults {
+            return false;
+        }
+        self.memory
+            .as_ref()
+            .is_some_and(|memory| memory.regions().iter().any(|region| region.is_poisoned()))
     }
 
     fn index(&self, index: u32) -> Result<(u16, usize)> {
