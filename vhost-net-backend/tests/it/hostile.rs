@@ -432,7 +432,6 @@ fn broken_chains_cost_the_guest_only_its_own_frames() {
     assert!(guest.send_raw(0, &[0; 5]), "shorter than a header");
     until("all are taken back", || guest.in_flight(0) == 0);
     let counts = device.nic.counts()[0];
-    assert_eq!((counts.tx_malformed, counts.tx_frames), (5, 1), "{counts:?}");
-    while guest.try_receive(0).is_some() {}
+    assert_eq!((counts.tx_malformed, counts.tx_frames), (6, 0), "{counts:?}");
     guest.ping(0, "after");
 }

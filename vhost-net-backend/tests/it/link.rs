@@ -48,6 +48,10 @@ fn frames_pass_a_chain_of_two_on_every_pair() {
     let first = between(&near, &far, 2);
     let mut guest = Guest::start(&near, 2);
     until("both links are up", || first.link.is_up() && second.link.is_up());
+    until("all serve both pairs", || {
+        let served = [second.session.status(), echo.handle.status()];
+        served.iter().all(|status| status.enabled_queue_pairs() == 2)
+    });
     for round in 0..200 {
         for pair in 0..2 {
             guest.ping(pair, &format!("round {round} on pair {pair}"));
@@ -119,7 +123,7 @@ fn either_end_may_go_and_come_back() {
     assert!(guest.send(0, &frame("to nobody")));
     until("it is taken back", || guest.in_flight(0) == 0);
     for round in 0..10 {
-        let nic = crate::wires::echo(1);
+        let nic = crate::wires::echo(1, None);
         let session = Session::spawn(
             SocketConfig::server(&far),
             PortConfig::new("far"),

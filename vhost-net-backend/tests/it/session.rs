@@ -37,7 +37,7 @@ impl Device {
     pub(crate) fn with(port: PortConfig, socket: impl FnOnce(SocketConfig) -> SocketConfig) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let nic = echo(port.queue_pairs);
+        let nic = echo(port.queue_pairs, port.mtu);
         let config = socket(SocketConfig::server(&path));
         let handle = Session::spawn(config, port, Arc::clone(&nic) as _).unwrap();
         Self {

@@ -63,12 +63,12 @@ impl Wire for Echo {
 }
 
 /// A NIC whose frames all come back.
-pub(crate) fn echo(pairs: u16) -> Arc<Nic> {
+pub(crate) fn echo(pairs: u16, mtu: Option<u16>) -> Arc<Nic> {
     Nic::start(
         (0..pairs)
             .map(|_| Box::<Echo>::default() as Box<dyn Wire>)
             .collect(),
-        None,
+        mtu,
     )
     .unwrap()
 }
