@@ -1,6 +1,6 @@
 //! How the guest reaches configuration space: memory-mapped (ECAM), or through the ports 0xCF8 and 0xCFC.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::root::Root;
 use crate::bus::BusDevice;
@@ -18,13 +18,15 @@ const SLOT_LEN: u64 = 8 * FUNCTION_LEN;
 const BUS_LEN: u64 = 32 * SLOT_LEN;
 
 /// Memory-mapped configuration space: 4 KiB for each function, 1 MiB for each bus.
+///
+/// The root has the bus that this is on, and not the other way round, lest they keep each other alive.
 #[derive(Debug)]
-pub struct Ecam(Arc<Root>);
+pub struct Ecam(Weak<Root>);
 
 impl Ecam {
     /// The window onto `root`.
-    pub fn new(root: Arc<Root>) -> Self {
-        Self(root)
+    pub fn new(root: &Arc<Root>) -> Self {
+        Self(Arc::downgrade(root))
     }
 }
 
@@ -45,15 +47,15 @@ impl BusDevice for Ecam {
     fn read(&self, _base: u64, offset: u64, data: &mut [u8]) {
         data.fill(0xff);
         let len = clip(offset, data.len());
-        if let Some((slot, register)) = locate(offset) {
-            self.0.read_config(slot, register, &mut data[..len]);
+        if let (Some((slot, register)), Some(root)) = (locate(offset), self.0.upgrade()) {
+            root.read_config(slot, register, &mut data[..len]);
         }
     }
 
     fn write(&self, _base: u64, offset: u64, data: &[u8]) {
         let len = clip(offset, data.len());
-        if let Some((slot, register)) = locate(offset) {
-            self.0.write_config(slot, register, &data[..len]);
+        if let (Some((slot, register)), Some(root)) = (locate(offset), self.0.upgrade()) {
+            root.write_config(slot, register, &data[..len]);
         }
     }
 }
@@ -66,15 +68,15 @@ const DATA: u64 = 4;
 /// The address register takes accesses of four bytes only: other ports live at the same numbers on a PC.
 #[derive(Debug)]
 pub struct ConfigPorts {
-    root: Arc<Root>,
+    root: Weak<Root>,
     address: Mutex<u32>,
 }
 
 impl ConfigPorts {
     /// The ports of `root`.
-    pub fn new(root: Arc<Root>) -> Self {
+    pub fn new(root: &Arc<Root>) -> Self {
         Self {
-            root,
+            root: Arc::downgrade(root),
             address: Mutex::new(0),
         }
     }
@@ -106,8 +108,10 @@ impl BusDevice for ConfigPorts {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .to_le_bytes();
-        } else if let Some((slot, register, len)) = self.select(offset, data.len()) {
-            self.root.read_config(slot, register, &mut data[..len]);
+        } else if let Some((slot, register, len)) = self.select(offset, data.len())
+            && let Some(root) = self.root.upgrade()
+        {
+            root.read_config(slot, register, &mut data[..len]);
         }
     }
 
@@ -116,8 +120,10 @@ impl BusDevice for ConfigPorts {
             && let Ok(&data) = <&[u8; 4]>::try_from(data)
         {
             *self.address.lock().unwrap_or_else(PoisonError::into_inner) = u32::from_le_bytes(data);
-        } else if let Some((slot, register, len)) = self.select(offset, data.len()) {
-            self.root.write_config(slot, register, &data[..len]);
+        } else if let Some((slot, register, len)) = self.select(offset, data.len())
+            && let Some(root) = self.root.upgrade()
+        {
+            root.write_config(slot, register, &data[..len]);
         }
     }
 }

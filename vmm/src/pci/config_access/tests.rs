@@ -22,7 +22,8 @@ fn read<const N: usize>(device: &dyn BusDevice, offset: u64) -> [u8; N] {
 
 #[test]
 fn ecam_reaches_functions_at_any_width() {
-    let ecam = Ecam::new(root());
+    let root = root();
+    let ecam = Ecam::new(&root);
     assert_eq!(read(&ecam, 0), [0x36, 0x1b, 8, 0]);
     assert_eq!(read(&ecam, 1), [0x1b, 8, 0]);
     assert_eq!(read(&ecam, 8), [0, 0, 0, 6, 0, 0, 0, 0]);
@@ -41,7 +42,8 @@ fn ecam_reaches_functions_at_any_width() {
 
 #[test]
 fn ports_reach_the_same_registers() {
-    let ports = ConfigPorts::new(root());
+    let root = root();
+    let ports = ConfigPorts::new(&root);
     assert_eq!(read(&ports, 4), [0xff; 4], "not enabled");
     ports.write(0, 0, &0x8000_0000u32.to_le_bytes());
     assert_eq!(read(&ports, 0), 0x8000_0000u32.to_le_bytes());
