@@ -17,12 +17,14 @@ use crate::serial::{Ends, SerialError, SerialPort};
 
 pub mod config;
 pub mod control;
+pub mod devices;
 #[cfg(test)]
 mod tests;
 pub mod vcpus;
 
 use config::VmConfig;
 use control::{Command, Control, Message, State};
+use devices::{DeviceError, Devices, Nic, Place};
 use vcpus::{Guest, Stuck, VcpuEvent, VcpuThreads};
 
 /// Why a machine could not be made or run.
@@ -40,6 +42,9 @@ pub enum MachineError {
     /// The serial port was refused.
     #[error(transparent)]
     Serial(#[from] SerialError),
+    /// A device was refused.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// Two devices want the same addresses.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -88,6 +93,7 @@ pub struct Machine {
     source: BootSource,
     power: Arc<Power>,
     serial: Option<Arc<SerialPort>>,
+    devices: Devices,
     guest: Arc<Guest>,
     irqchip: crate::hv::chipset::ChipsetState,
     control: Control,
@@ -131,6 +137,13 @@ impl Machine {
             mmio64: layout::pci_mmio64(ram_end),
             serial: serial.is_some(),
         };
+        let place = Place {
+            vm: &vm,
+            ram: &ram,
+            pio: &pio,
+            mmio: &mmio,
+        };
+        let devices = Devices::new(config, place, board.mmio64.clone())?;
         let report = control.clone();
         let guest = Arc::new(Guest {
             pio,
@@ -146,6 +159,7 @@ impl Machine {
             source,
             power,
             serial,
+            devices,
             guest,
             irqchip,
             control,
@@ -169,6 +183,7 @@ impl Machine {
     pub fn info_source(&self, config: &VmConfig) -> InfoSource {
         let control = self.control.clone();
         let serial_pty = self.serial.as_ref().and_then(|s| s.pty().cloned());
+        let nics = self.devices.nics().to_vec();
         let (name, cpus, memory) = (config.name.clone(), config.cpus, config.ram.size);
         Arc::new(move || VmInfo {
             name: name.clone(),
@@ -178,7 +193,7 @@ impl Machine {
             memory,
             resets: control.resets(),
             serial_pty: serial_pty.clone(),
-            nics: Vec::new(),
+            nics: nics.iter().map(Nic::info).collect(),
         })
     }
 
@@ -279,6 +294,8 @@ impl Machine {
         if let Some(serial) = &self.serial {
             serial.reset();
         }
+        // Before memory is cleared: from here on no device uses it.
+        self.devices.reset();
         self.power.reset();
         self.ram.clear()?;
         self.control.status().resets += 1;
