@@ -4,6 +4,8 @@
 //! same open file: it can clear `O_NONBLOCK` or fill the counter at any time. Nothing here may therefore sleep
 //! in the kernel on behalf of the peer.
 
+mod aio;
+
 use std::fs::File;
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -98,11 +100,17 @@ impl Call {
         self.0.try_clone().map(Self)
     }
 
-    /// Notify the peer.
-    ///
-    /// A write to an eventfd sleeps only when its counter is full and the descriptor blocks. The descriptor was
-    /// made non-blocking on arrival and a full counter is skipped here: it already says what we want to say.
+    /// Notify the peer. Never sleeps, whatever the peer does to the eventfd meanwhile.
     pub fn signal(&self) {
+        if !aio::signal(self.0.as_fd()) {
+            self.write();
+        }
+    }
+
+    /// Where the kernel has no asynchronous operations. The descriptor was made non-blocking on arrival, and a full
+    /// counter is skipped: it already says what we want to say. A peer that undoes the first and brings about the
+    /// second between these two calls could hold its caller.
+    fn write(&self) {
         let mut poll = [PollFd::new(&self.0, PollFlags::OUT)];
         let now = Timespec {
             tv_sec: 0,
