@@ -1,6 +1,6 @@
 //! The command line, and the life of the process: start, wait for a signal, stop.
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -125,6 +125,7 @@ pub(crate) fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr)
         .init();
     match run(&args) {
@@ -210,7 +211,7 @@ fn run(args: &Args) -> Result<(), Failure> {
     session.stop();
     drop(link);
     for (pair, counts) in nic.counts().iter().enumerate() {
-        tracing::info!(pair, ?counts, "stopped");
+        tracing::debug!(pair, ?counts, "stopped");
     }
     Ok(())
 }

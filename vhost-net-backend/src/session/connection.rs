@@ -144,6 +144,9 @@ impl Connection {
         if header.is(FrontendReq::NET_SET_MTU) {
             return self.set_mtu(header);
         }
+        if header.is(FrontendReq::SET_VRING_ENABLE) {
+            return self.set_vring_enable(header);
+        }
         let result = self.requests.handle_request();
         let kept = std::mem::take(&mut self.handler().keep);
         match result {
@@ -158,10 +161,39 @@ impl Connection {
     }
 
     /// `VHOST_USER_NET_SET_MTU`, which the `vhost` crate does not know.
-    fn set_mtu(&mut self, header: Header) -> Result<(), ConnectionError> {
+    fn set_mtu(&self, header: Header) -> Result<(), ConnectionError> {
+        let mtu = self.take(header)?;
+        let refused = |error| ConnectionError::Request {
+            request: header.request,
+            error,
+        };
+        let accepted = self.handler().set_mtu(mtu).map_err(refused)?;
+        let told = self.answer(header, accepted)?;
+        if accepted || told {
+            Ok(())
+        } else {
+            Err(ConnectionError::Mtu(mtu))
+        }
+    }
+
+    /// `VHOST_USER_SET_VRING_ENABLE`, which the `vhost` crate takes only after `SET_FEATURES`. QEMU sends it for the
+    /// rings of unused queue pairs as soon as protocol features are negotiated.
+    fn set_vring_enable(&self, header: Header) -> Result<(), ConnectionError> {
+        let state = self.take(header)?.to_ne_bytes();
+        let word = |at: usize| u32::from_ne_bytes([state[at], state[at + 1], state[at + 2], state[at + 3]]);
+        let result = self.handler().set_vring_state(word(0), word(4));
+        self.answer(header, result.is_ok())?;
+        result.map_err(|error| ConnectionError::Request {
+            request: header.request,
+            error,
+        })
+    }
+
+    /// Take a message whose payload is eight bytes off the socket.
+    fn take(&self, header: Header) -> Result<u64, ConnectionError> {
         let mut message = [0u8; HEADER + 8];
-        let (taken, _) = rustix::net::recv(&self.stream, &mut message, RecvFlags::DONTWAIT)?;
-        if header.size != 8 || header.with_fds || taken != message.len() {
+        let whole = header.size == 8 && !header.with_fds;
+        if !whole || rustix::net::recv(&self.stream, &mut message, RecvFlags::DONTWAIT)?.0 != message.len() {
             return Err(ConnectionError::Header {
                 request: header.request,
                 flags: header.flags,
@@ -170,29 +202,25 @@ impl Connection {
         }
         let mut value = [0u8; 8];
         value.copy_from_slice(&message[HEADER..]);
-        let mtu = u64::from_ne_bytes(value);
-        let mut handler = self.handler();
-        let accepted = handler.set_mtu(mtu).map_err(|error| ConnectionError::Request {
-            request: header.request,
-            error,
-        })?;
-        let wants_reply = header.needs_reply() && handler.replies();
-        drop(handler);
-        if wants_reply {
-            let mut reply = Vec::with_capacity(message.len());
-            for word in [header.request, VERSION | FLAG_REPLY, 8] {
-                reply.extend(word.to_ne_bytes());
-            }
-            reply.extend(u64::from(!accepted).to_ne_bytes());
-            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-            let sent = rustix::net::send(&self.stream, &reply, flags)?;
-            if sent != reply.len() {
-                return Err(ConnectionError::NotReading);
-            }
-        } else if !accepted {
-            return Err(ConnectionError::Mtu(mtu));
+        Ok(u64::from_ne_bytes(value))
+    }
+
+    /// Reply with 0 or 1 to a request that wants it; false when it does not.
+    fn answer(&self, header: Header, accepted: bool) -> Result<bool, ConnectionError> {
+        if !header.needs_reply() || !self.handler().replies() {
+            return Ok(false);
         }
-        Ok(())
+        let mut reply = Vec::with_capacity(HEADER + 8);
+        for word in [header.request, VERSION | FLAG_REPLY, 8] {
+            reply.extend(word.to_ne_bytes());
+        }
+        reply.extend(u64::from(!accepted).to_ne_bytes());
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        if rustix::net::send(&self.stream, &reply, flags)? == reply.len() {
+            Ok(true)
+        } else {
+            Err(ConnectionError::NotReading)
+        }
     }
 
     /// Wait until a whole message is there and a reply would find room.

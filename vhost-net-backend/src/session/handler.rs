@@ -12,7 +12,7 @@ use std::sync::Arc;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
     VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
-    VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
+    VhostUserSingleMemoryRegion, VhostUserVirtioFeatures, VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use virtio::features as f;
@@ -46,6 +46,8 @@ pub(super) struct Handler {
     shared: Arc<Shared>,
     features: u64,
     protocol: u64,
+    /// The front-end sent its protocol features.
+    negotiated: bool,
     memory: Option<Arc<MemoryMap>>,
     rings: Vec<RingState>,
     /// Pages that vanished in this process when it was last asked.
@@ -63,6 +65,7 @@ impl Handler {
             shared,
             features: 0,
             protocol: 0,
+            negotiated: false,
             memory: None,
             rings,
             faults: fault_count(),
@@ -85,6 +88,17 @@ impl Handler {
             self.shared.status().mtu = accepted;
         }
         Ok(accepted.is_some())
+    }
+
+    /// `SET_VRING_ENABLE`, which needs protocol features negotiated, by whichever message came first.
+    pub(super) fn set_vring_state(&mut self, index: u32, state: u32) -> Result<()> {
+        if !self.negotiated && self.features & f::VHOST_USER_F_PROTOCOL_FEATURES == 0 {
+            return Err(Error::InactiveFeature(VhostUserVirtioFeatures::PROTOCOL_FEATURES));
+        }
+        match state {
+            0 | 1 => self.set_vring_enable(index, state == 1),
+            _ => Err(Error::InvalidParam),
+        }
     }
 
     /// Whether the front-end shares any memory.
@@ -384,6 +398,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
             )));
         }
         self.protocol = features;
+        self.negotiated = true;
         Ok(())
     }
 

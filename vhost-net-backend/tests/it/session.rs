@@ -1,5 +1,6 @@
 //! What a well-behaved front-end sees.
 
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use vhost_net_backend::{PortConfig, Session, SessionHandle, SocketConfig};
 use virtio::features as f;
 use virtio::memory::SharedMemory;
 
-use crate::guest::{FEATURES, Guest, SIZE, frame, region};
+use crate::guest::{FEATURES, Guest, SIZE, connect, frame, negotiate, region};
 use crate::until;
 use crate::wires::echo;
 
@@ -132,6 +133,25 @@ fn without_protocol_features_all_rings_are_enabled_at_once() {
     guest.start_ring(1, 0);
     guest.post_all(0);
     guest.ping(0, "no enable needed");
+}
+
+#[test]
+fn rings_may_be_enabled_before_the_features_are_set() {
+    let device = Device::start(2);
+    let stream = connect(&device.path);
+    let again = stream.try_clone().unwrap();
+    let frontend = negotiate(stream);
+    // What QEMU does for every queue pair while its guest has not booted.
+    for (ring, state) in [(0u64, 1u64), (1, 1), (2, 0), (3, 0)] {
+        let mut bytes: Vec<u8> = [18u32, 1 | 8, 8].into_iter().flat_map(u32::to_ne_bytes).collect();
+        bytes.extend((state << 32 | ring).to_ne_bytes());
+        (&again).write_all(&bytes).unwrap();
+        let mut reply = [0; 20];
+        (&again).read_exact(&mut reply).unwrap();
+        assert_eq!(reply[12..], [0; 8]);
+    }
+    frontend.set_features(FEATURES).unwrap();
+    assert_eq!(device.handle.status().enabled_rings, 0b0011);
 }
 
 #[test]
