@@ -4,7 +4,7 @@
 //! the first that is free, so any number of `lab` commands can be at work at once, up to the number of channels.
 
 mod exec;
-mod terminal;
+pub(crate) mod terminal;
 
 use std::fs::File;
 use std::io;

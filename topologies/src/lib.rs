@@ -6,7 +6,10 @@
 
 pub mod agent;
 pub mod check;
+pub mod cli;
+pub mod console;
 pub mod control;
+pub mod down;
 pub mod emulated;
 pub mod engine;
 pub mod image;
@@ -21,5 +24,9 @@ pub mod plan;
 pub mod problem;
 pub mod process;
 pub mod programs;
+pub mod progress;
+pub mod remove;
 mod schema;
 pub mod state;
+pub mod status;
+pub mod up;

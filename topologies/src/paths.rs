@@ -17,6 +17,11 @@ impl RunDir {
         Self(root.into())
     }
 
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
     /// The folder that holds one folder for each lab.
     pub fn labs(&self) -> PathBuf {
         self.0.join("labs")

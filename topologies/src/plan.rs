@@ -12,7 +12,7 @@ use crate::lab::{Disk, Lab, Nic, Node, Switch, port_name};
 use crate::paths::{NodeDir, RunDir};
 
 /// What a machine boots, with all names resolved to files.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BootFiles {
     /// The kernel.
     pub kernel: PathBuf,

@@ -50,7 +50,7 @@ fn local_size() -> Option<Size> {
 }
 
 /// Standard input, read on a thread of its own that a program's end does not wait for.
-fn read_stdin() -> mpsc::Receiver<Vec<u8>> {
+pub(crate) fn read_stdin() -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel(1);
     std::thread::spawn(move || {
         let mut stdin = io::stdin().lock();
@@ -106,12 +106,12 @@ fn watch_signals(tty: bool) -> io::Result<mpsc::Receiver<Control>> {
 
 /// The local terminal in raw mode, until dropped.
 #[derive(Debug)]
-struct RawMode {
+pub(crate) struct RawMode {
     before: Termios,
 }
 
 impl RawMode {
-    fn enter() -> io::Result<Self> {
+    pub(crate) fn enter() -> io::Result<Self> {
         let before = tcgetattr(rustix::stdio::stdin())?;
         let mut raw = before.clone();
         raw.make_raw();

@@ -1,0 +1,202 @@
+//! Tables for people: rounded on a terminal, borderless when piped.
+
+use std::io::IsTerminal as _;
+
+use comfy_table::{CellAlignment, Table, presets};
+use vswitch::model::PortState;
+
+use crate::initramfs::Image;
+use crate::status::{LabState, LabStatus, NicStatus, NodeStatus};
+
+/// A table whose columns at `numbers` are aligned to the right.
+fn table(header: &[&str], numbers: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(if std::io::stdout().is_terminal() {
+        presets::UTF8_FULL_CONDENSED.with_rounded_corners()
+    } else {
+        presets::NOTHING
+    });
+    table.set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row);
+    }
+    for (index, column) in table.column_iter_mut().enumerate() {
+        if numbers.contains(&index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let mut text = String::new();
+    for line in table.to_string().lines() {
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn or_dash<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+fn state(lab: &LabStatus) -> &'static str {
+    match lab.state {
+        LabState::Starting => "starting",
+        LabState::Running => "running",
+        LabState::Degraded => "degraded",
+        LabState::Stopping => "stopping",
+        LabState::Incomplete => "incomplete",
+    }
+}
+
+/// The labs that are up.
+pub(super) fn labs(labs: &[LabStatus]) -> String {
+    if labs.is_empty() {
+        return "no lab is up: `lab up FILE` starts one\n".to_owned();
+    }
+    let rows = labs.iter().map(|lab| {
+        let running = lab.nodes.iter().filter(|node| node.state == "running").count();
+        vec![
+            lab.name.clone(),
+            state(lab).to_owned(),
+            or_dash(lab.engine),
+            format!("{running}/{}", lab.nodes.len()),
+            lab.switches.len().to_string(),
+            lab.file.display().to_string(),
+        ]
+    });
+    table(
+        &["LAB", "STATE", "ENGINE", "NODES", "SWITCHES", "FILE"],
+        &[3, 4],
+        rows,
+    )
+}
+
+/// The machines of a lab and their NICs, one NIC a line.
+pub(super) fn nodes(lab: &LabStatus) -> String {
+    let rows = lab.nodes.iter().flat_map(node_rows);
+    table(
+        &[
+            "NODE", "STATE", "ENGINE", "PID", "NIC", "SWITCH", "IP", "MAC", "LINK",
+        ],
+        &[3],
+        rows,
+    )
+}
+
+fn node_rows(node: &NodeStatus) -> Vec<Vec<String>> {
+    let about = [
+        node.name.clone(),
+        node.state.to_owned(),
+        or_dash(node.engine),
+        or_dash(node.pid),
+    ];
+    let nic = |nic: &NicStatus| {
+        [
+            nic.port.clone(),
+            nic.switch.clone(),
+            or_dash(nic.ip.as_ref()),
+            nic.mac.clone(),
+            nic.link.to_owned(),
+        ]
+    };
+    if node.nics.is_empty() {
+        return vec![
+            about
+                .into_iter()
+                .chain(std::array::from_fn::<_, 5, _>(|_| "-".to_owned()))
+                .collect(),
+        ];
+    }
+    node.nics
+        .iter()
+        .enumerate()
+        .map(|(index, one)| {
+            // What is about the machine stands on its first line.
+            let about = if index == 0 {
+                about.clone()
+            } else {
+                Default::default()
+            };
+            about.into_iter().chain(nic(one)).collect()
+        })
+        .collect()
+}
+
+/// Everything about a lab.
+pub(super) fn lab(lab: &LabStatus) -> String {
+    let mut text = format!("lab {} is {}", lab.name, state(lab));
+    text.push_str(match lab.state {
+        LabState::Incomplete => ": a `lab` was interrupted; `lab up` or `lab down` removes what it left\n\n",
+        _ => "\n\n",
+    });
+    text.push_str(&nodes(lab));
+    let switches = lab.switches.iter().map(|switch| {
+        let up = switch
+            .ports
+            .iter()
+            .filter(|port| port.state == PortState::Up)
+            .count();
+        vec![
+            switch.name.clone(),
+            switch.bridge.clone(),
+            switch.state.to_owned(),
+            or_dash(switch.pid),
+            format!("{up}/{}", switch.ports.len()),
+        ]
+    });
+    text.push('\n');
+    text.push_str(&table(
+        &["SWITCH", "BRIDGE", "STATE", "PID", "PORTS UP"],
+        &[3, 4],
+        switches,
+    ));
+    let ports: Vec<Vec<String>> = lab
+        .switches
+        .iter()
+        .flat_map(|switch| switch.ports.iter().map(move |port| (switch, port)))
+        .map(|(switch, port)| {
+            let state = if port.state == PortState::Up { "up" } else { "down" };
+            vec![
+                port.name.clone(),
+                switch.name.clone(),
+                state.to_owned(),
+                format!("{}/{}", port.enabled_queue_pairs, port.queue_pairs),
+                port.mtu.to_string(),
+                port.counters.rx_frames.to_string(),
+                port.counters.tx_frames.to_string(),
+                port.counters.drops.values().sum::<u64>().to_string(),
+            ]
+        })
+        .collect();
+    if !ports.is_empty() {
+        text.push('\n');
+        let header = [
+            "PORT",
+            "SWITCH",
+            "STATE",
+            "QUEUES",
+            "MTU",
+            "RX FRAMES",
+            "TX FRAMES",
+            "DROPS",
+        ];
+        text.push_str(&table(&header, &[3, 4, 5, 6, 7], ports));
+    }
+    for switch in lab.switches.iter().filter(|switch| switch.state == "down") {
+        text.push_str(&format!(
+            "\nswitch {} is down: `vswitch up {}` brings it back with its ports\n",
+            switch.name, switch.bridge
+        ));
+    }
+    text
+}
+
+/// The images that were built.
+pub(super) fn images(images: &[Image]) -> String {
+    if images.is_empty() {
+        return "no image was built: `lab image build` builds the one that labs use\n".to_owned();
+    }
+    let rows = images
+        .iter()
+        .map(|image| vec![image.manifest.name.clone(), image.folder.display().to_string()]);
+    table(&["IMAGE", "FOLDER"], &[], rows)
+}

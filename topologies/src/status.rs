@@ -1,0 +1,169 @@
+//! What a lab does now: its machines, their NICs' links, its switches and their ports.
+
+use serde::Serialize;
+use vswitch::client::Client;
+use vswitch::model::{BridgeView, PortState, PortView};
+
+use crate::engine::EngineKind;
+use crate::lab::port_name;
+use crate::lock::Lock;
+use crate::paths::LabDir;
+use crate::state::{HostKind, Phase, State};
+
+/// How a lab is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LabState {
+    /// `lab up` is at work.
+    Starting,
+    /// Everything runs.
+    Running,
+    /// Some machine or switch does not.
+    Degraded,
+    /// `lab down` is at work.
+    Stopping,
+    /// A `lab` was killed at work; `lab up` or `lab down` removes what it left.
+    Incomplete,
+}
+
+/// A whole lab.
+#[derive(Debug, Clone, Serialize)]
+pub struct LabStatus {
+    /// Its name.
+    pub name: String,
+    /// How it is.
+    pub state: LabState,
+    /// Where it runs.
+    pub host: HostKind,
+    /// What runs its machines.
+    pub engine: Option<EngineKind>,
+    /// The file that it was started from.
+    pub file: std::path::PathBuf,
+    /// Its machines.
+    pub nodes: Vec<NodeStatus>,
+    /// Its switches.
+    pub switches: Vec<SwitchStatus>,
+}
+
+/// One machine.
+#[derive(Debug, Clone, Serialize)]
+pub struct NodeStatus {
+    /// Its name.
+    pub name: String,
+    /// `running` or `stopped`.
+    pub state: &'static str,
+    /// What runs it.
+    pub engine: Option<EngineKind>,
+    /// The process that runs it.
+    pub pid: Option<u32>,
+    /// Its NICs.
+    pub nics: Vec<NicStatus>,
+}
+
+/// One NIC.
+#[derive(Debug, Clone, Serialize)]
+pub struct NicStatus {
+    /// Its switch port.
+    pub port: String,
+    /// Its switch, by the name within the lab.
+    pub switch: String,
+    /// Its address.
+    pub mac: String,
+    /// The address that the guest configures.
+    pub ip: Option<String>,
+    /// `up` or `down`.
+    pub link: &'static str,
+}
+
+/// One switch.
+#[derive(Debug, Clone, Serialize)]
+pub struct SwitchStatus {
+    /// Its name within the lab.
+    pub name: String,
+    /// Its name on the host.
+    pub bridge: String,
+    /// `up` or `down`.
+    pub state: &'static str,
+    /// Its process.
+    pub pid: Option<u32>,
+    /// Its ports as it sees them.
+    pub ports: Vec<PortView>,
+}
+
+/// Looks at a lab.
+pub async fn status(state: &State, dir: &LabDir) -> LabStatus {
+    let mut switches = Vec::new();
+    for switch in &state.lab.switches {
+        let bridge = state.lab.bridge(&switch.name);
+        let view = view(&bridge).await;
+        switches.push(SwitchStatus {
+            name: switch.name.clone(),
+            state: if view.is_some() { "up" } else { "down" },
+            pid: view.as_ref().map(|view| view.pid),
+            ports: view.map(|view| view.ports).unwrap_or_default(),
+            bridge,
+        });
+    }
+    let nodes: Vec<NodeStatus> = state
+        .lab
+        .nodes
+        .iter()
+        .map(|node| node_status(state, node, &switches))
+        .collect();
+    let healthy = nodes.iter().all(|node| node.state == "running")
+        && switches.iter().all(|switch| switch.state == "up");
+    let lab = match (state.phase, Lock::is_held(&dir.lock())) {
+        (Phase::Running, _) if healthy => LabState::Running,
+        (Phase::Running, _) => LabState::Degraded,
+        (Phase::Starting, true) => LabState::Starting,
+        (Phase::Stopping, true) => LabState::Stopping,
+        (Phase::Starting | Phase::Stopping, false) => LabState::Incomplete,
+    };
+    LabStatus {
+        name: state.lab.name.clone(),
+        state: lab,
+        host: state.host,
+        engine: state.engine,
+        file: state.file.clone(),
+        nodes,
+        switches,
+    }
+}
+
+async fn view(bridge: &str) -> Option<BridgeView> {
+    Client::new(bridge).ok()?.bridge().await.ok()
+}
+
+fn node_status(state: &State, node: &crate::lab::Node, switches: &[SwitchStatus]) -> NodeStatus {
+    let process = state
+        .node_process(&node.name)
+        .filter(|process| process.is_alive());
+    let nics = node
+        .nics
+        .iter()
+        .enumerate()
+        .map(|(index, nic)| {
+            let port = port_name(&node.name, index);
+            let up = process.is_some()
+                && switches
+                    .iter()
+                    .filter(|switch| switch.name == nic.switch)
+                    .flat_map(|switch| &switch.ports)
+                    .any(|view| view.name == port && view.state == PortState::Up);
+            NicStatus {
+                port,
+                switch: nic.switch.clone(),
+                mac: nic.mac.to_string(),
+                ip: nic.ip.map(|ip| ip.to_string()),
+                link: if up { "up" } else { "down" },
+            }
+        })
+        .collect();
+    NodeStatus {
+        name: node.name.clone(),
+        state: if process.is_some() { "running" } else { "stopped" },
+        engine: state.engine,
+        pid: process.map(|process| process.pid),
+        nics,
+    }
+}
