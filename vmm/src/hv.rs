@@ -15,6 +15,8 @@ use crate::memory::{MemoryObserver, RamRegion};
 pub mod chipset;
 pub mod irq;
 pub mod kick;
+#[cfg(test)]
+mod tests;
 pub mod vcpu;
 
 /// Why the hypervisor refused something.
