@@ -5,6 +5,7 @@
 //! configuration space, and the connection: it is made again for as long as the VM lives, and while there is none
 //! the guest sees its link down.
 
+mod back_channel;
 mod config;
 mod control;
 mod features;

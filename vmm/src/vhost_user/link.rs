@@ -17,6 +17,7 @@ use vhost::vhost_user::{Error as ProtocolError, Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::back_channel::BackChannel;
 use super::config::{CONFIG_LEN, NetConfig};
 use super::features::{self, FeatureNames};
 use super::watchdog::{Deadline, Watchdog};
@@ -135,6 +136,8 @@ pub(super) struct Link {
     protocol: VhostUserProtocolFeatures,
     pairs: u16,
     config: Option<NetConfig>,
+    /// Where the back-end says that its configuration has changed, if it can.
+    back_channel: Option<BackChannel>,
     /// The guest memory that the back-end has.
     memory: Vec<RamRegion>,
     started: Vec<u16>,
@@ -200,6 +203,7 @@ impl Link {
             protocol: VhostUserProtocolFeatures::empty(),
             pairs: 1,
             config: None,
+            back_channel: None,
             memory: Vec::new(),
             started: Vec::new(),
             timeouts,
@@ -215,6 +219,7 @@ impl Link {
         let known = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
         let offered = step.check("GET_PROTOCOL_FEATURES", frontend.get_protocol_features())?;
         self.protocol = offered & known;
@@ -225,6 +230,11 @@ impl Link {
         if self.protocol.contains(VhostUserProtocolFeatures::MQ) {
             let queues = step.check("GET_QUEUE_NUM", frontend.get_queue_num())?;
             self.pairs = u16::try_from(queues / 2).unwrap_or(u16::MAX).clamp(1, pairs);
+        }
+        if self.protocol.contains(VhostUserProtocolFeatures::BACKEND_REQ) {
+            let (ours, theirs) = BackChannel::pair().map_err(LinkError::Watch)?;
+            step.check("SET_BACKEND_REQ_FD", frontend.set_backend_request_fd(&theirs))?;
+            self.back_channel = Some(ours);
         }
         if self.protocol.contains(VhostUserProtocolFeatures::CONFIG) {
             self.config = read_config(frontend, step)?;
@@ -268,6 +278,35 @@ impl Link {
         self.config
             .filter(|_| self.features & features::STATUS != 0)
             .is_none_or(|c| c.status & super::config::LINK_UP != 0)
+    }
+
+    /// Where the back-end speaks unasked.
+    pub(super) fn back_channel(&self) -> Option<BorrowedFd<'_>> {
+        self.back_channel.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether the back-end has said that its configuration is another.
+    pub(super) fn config_changed(&mut self) -> bool {
+        let Some(channel) = &mut self.back_channel else {
+            return false;
+        };
+        channel.changes().unwrap_or_else(|_| {
+            self.back_channel = None;
+            false
+        })
+    }
+
+    /// Reads the back-end's configuration again.
+    pub(super) fn refresh(&mut self, watchdog: &Watchdog) -> Result<(), LinkError> {
+        let deadline = watchdog
+            .arm(&self.stream, self.timeouts.change)
+            .map_err(LinkError::Watch)?;
+        let step = Step {
+            deadline: &deadline,
+            limit: self.timeouts.change,
+        };
+        self.config = self.plain(|frontend| read_config(frontend, &step))?;
+        Ok(())
     }
 
     /// Hands the guest's memory and rings over, and lets the enabled rings run.

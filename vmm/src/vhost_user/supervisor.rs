@@ -51,6 +51,9 @@ const LONGEST_PAUSE_ABSENT: Duration = Duration::from_millis(100);
 /// A link that lived this long was a good one: the next attempt starts with the first pause again.
 const GOOD_LINK: Duration = Duration::from_secs(1);
 
+/// How often a back-end whose own link is down is asked whether it still is.
+const RECHECK: Duration = Duration::from_secs(1);
+
 /// When the guest is asked to announce itself after the link came back: a driver brings its link up in the
 /// background, and announcements made before that are lost.
 const ANNOUNCE_AFTER: [Duration; 3] = [
@@ -76,6 +79,8 @@ pub(super) struct Supervisor {
     retry_at: Instant,
     up_since: Option<Instant>,
     announcements: Vec<Instant>,
+    /// When to look at the back-end's own link state again.
+    recheck_at: Option<Instant>,
     closing: bool,
 }
 
@@ -104,6 +109,7 @@ impl Supervisor {
             retry_at: now,
             up_since: None,
             announcements: Vec::new(),
+            recheck_at: None,
             closing: false,
         }
     }
@@ -119,6 +125,7 @@ impl Supervisor {
                 self.try_connect();
             }
             self.apply_pairs();
+            self.recheck_carrier();
             self.announce();
             self.wait();
         }
@@ -376,6 +383,29 @@ impl Supervisor {
         self.shared.notify_waiters();
     }
 
+    /// Looks at the link state that the back-end reports when that may have changed. Not every back-end can say
+    /// so by itself: one that is down is asked now and then, one that is up costs nothing.
+    fn recheck_carrier(&mut self) {
+        let Some(link) = &mut self.link else {
+            self.recheck_at = None;
+            return;
+        };
+        if self.recheck_at.is_some_and(|at| at <= Instant::now()) {
+            self.recheck_at = None;
+            if let Err(e) = link.refresh(&self.watchdog) {
+                self.lose_link(&e);
+                return;
+            }
+            let carrier = link.carrier();
+            if self.nic.is_none() || self.shared.lock().rings_running {
+                self.set_link(carrier);
+            }
+        }
+        if self.recheck_at.is_none() && self.link.as_ref().is_some_and(|link| !link.carrier()) {
+            self.recheck_at = Some(Instant::now() + RECHECK);
+        }
+    }
+
     fn announce(&mut self) {
         let now = Instant::now();
         if self.announcements.first().is_none_or(|at| *at > now) {
@@ -397,7 +427,13 @@ impl Supervisor {
             None => self.connector.readiness(),
         };
         let until = match peer {
-            Some(_) => self.announcements.first().copied(),
+            Some(_) => self
+                .announcements
+                .first()
+                .copied()
+                .into_iter()
+                .chain(self.recheck_at)
+                .min(),
             None => Some(self.retry_at),
         };
         let timeout = until.map(|at| {
@@ -411,6 +447,9 @@ impl Supervisor {
         let mut fds = vec![PollFd::from_borrowed_fd(borrow(&self.shared.wake), PollFlags::IN)];
         if let Some(fd) = peer {
             fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN | PollFlags::RDHUP));
+        }
+        if let Some(fd) = self.link.as_ref().and_then(Link::back_channel) {
+            fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
         }
         if let Some(nic) = &self.nic {
             fds.push(PollFd::from_borrowed_fd(borrow(nic.error()), PollFlags::IN));
@@ -436,6 +475,8 @@ impl Supervisor {
         }
         if peer_gone {
             self.lose_link(&LinkError::Closed);
+        } else if self.link.as_mut().is_some_and(Link::config_changed) {
+            self.recheck_at = Some(Instant::now());
         }
     }
 }

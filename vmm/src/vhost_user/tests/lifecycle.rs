@@ -1,13 +1,18 @@
 //! Negotiation, start, stop, and what the guest sees of them.
 
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::script::{
-    ADD_MEM_REG, Act, Backend, GET_VRING_BASE, Offer, REM_MEM_REG, SET_FEATURES, SET_MEM_TABLE, SET_OWNER,
-    SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_ERR, SET_VRING_KICK, Stage,
+    ADD_MEM_REG, Act, Backend, GET_VRING_BASE, Offer, REM_MEM_REG, SET_BACKEND_REQ_FD, SET_FEATURES,
+    SET_MEM_TABLE, SET_OWNER, SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_ERR,
+    SET_VRING_KICK, Stage,
 };
 use super::{Guest, SOON, drive, link_up, options, patient, wait_for};
 use crate::memory::MemoryObserver;
@@ -40,6 +45,7 @@ fn the_guest_is_offered_what_both_sides_have() {
             features,
             queues: 2,
             config,
+            link: None,
         },
     );
     // No packed ring, for we have none; no TSO without the checksum that it stands on; no MQ on one pair.
@@ -68,6 +74,49 @@ fn the_back_ends_link_state_is_the_guests() {
     let (nic, _backend) = connected(&stage, offer);
     assert!(!link_up(&nic));
     assert!(nic.monitor().status().connected);
+}
+
+#[test]
+fn a_change_of_the_back_ends_link_state_reaches_the_guest() {
+    let stage = Stage::new();
+    let up = Arc::new(AtomicBool::new(true));
+    let shown = Arc::clone(&up);
+    let mut offer = Offer {
+        link: Some(shown),
+        ..Offer::default()
+    };
+    offer.features |= features::STATUS;
+    let (mut nic, backend) = connected(&stage, offer);
+    let mut channel = backend
+        .wait_for(SET_BACKEND_REQ_FD)
+        .fds
+        .pop()
+        .map(UnixStream::from)
+        .unwrap();
+    let mut guest = Guest::new(5);
+    drive(&mut guest, &mut nic);
+    for state in [false, true] {
+        up.store(state, Ordering::Release);
+        channel.write_all(&[2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]).unwrap();
+        while link_up(&nic) != state {
+            wait_for(&guest.config_interrupt);
+        }
+    }
+    // A back-end that cannot say so, or does not, is asked.
+    drop(channel);
+    backend.kill();
+    up.store(false, Ordering::Release);
+    let mut offer = Offer {
+        link: Some(Arc::clone(&up)),
+        ..Offer::default()
+    };
+    offer.features |= features::STATUS;
+    let _backend = stage.play(offer, |_, _| Act::Answer);
+    assert!(nic.monitor().wait_for(SOON, |s| s.connected && !s.link_up));
+    up.store(true, Ordering::Release);
+    while !link_up(&nic) {
+        wait_for(&guest.config_interrupt);
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Back-ends that go away, at any moment, and come back, or something else does.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::script::{
     Act, Backend, Offer, SET_FEATURES, SET_MEM_TABLE, SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE,
@@ -227,5 +227,14 @@ fn a_hundred_reconnects_leak_nothing() {
             before = open();
         }
     }
-    assert_eq!(open(), before);
+    // The NIC drops its end of a channel that the back-end has dropped when it gets round to it.
+    let end = Instant::now() + SOON;
+    while open() > before {
+        assert!(
+            Instant::now() < end,
+            "{before} descriptors before, {} after",
+            open()
+        );
+        std::thread::yield_now();
+    }
 }

@@ -5,6 +5,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
@@ -25,13 +27,14 @@ pub(super) const SET_VRING_ERR: u32 = 14;
 pub(super) const GET_PROTOCOL_FEATURES: u32 = 15;
 pub(super) const GET_QUEUE_NUM: u32 = 17;
 pub(super) const SET_VRING_ENABLE: u32 = 18;
+pub(super) const SET_BACKEND_REQ_FD: u32 = 21;
 pub(super) const GET_CONFIG: u32 = 24;
 pub(super) const GET_MAX_MEM_SLOTS: u32 = 36;
 pub(super) const ADD_MEM_REG: u32 = 37;
 pub(super) const REM_MEM_REG: u32 = 38;
 
-/// `MQ`, `REPLY_ACK`, `CONFIG` and `CONFIGURE_MEM_SLOTS`.
-const PROTOCOL: u64 = 1 | 1 << 3 | 1 << 9 | 1 << 15;
+/// `MQ`, `REPLY_ACK`, `BACKEND_REQ`, `CONFIG` and `CONFIGURE_MEM_SLOTS`.
+const PROTOCOL: u64 = 1 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 15;
 const REPLY: u32 = 1 << 2;
 const NEED_REPLY: u32 = 1 << 3;
 
@@ -70,6 +73,8 @@ pub(super) struct Offer {
     pub(super) features: u64,
     pub(super) queues: u64,
     pub(super) config: [u8; 12],
+    /// A link state that changes.
+    pub(super) link: Option<Arc<AtomicBool>>,
 }
 
 impl Default for Offer {
@@ -79,7 +84,18 @@ impl Default for Offer {
             features,
             queues: 4,
             config: [0; 12],
+            link: None,
         }
+    }
+}
+
+impl Offer {
+    fn config(&self) -> [u8; 12] {
+        let mut config = self.config;
+        if let Some(link) = &self.link {
+            config[6] = u8::from(link.load(Ordering::Acquire));
+        }
+        config
     }
 }
 
@@ -206,7 +222,7 @@ fn serve(stream: &UnixStream, offer: &Offer, mut act: impl FnMut(usize, u32) -> 
             GET_QUEUE_NUM => offer.queues.to_le_bytes().to_vec(),
             GET_MAX_MEM_SLOTS => 32_u64.to_le_bytes().to_vec(),
             GET_VRING_BASE => [state.unwrap(), [0; 4]].concat(),
-            GET_CONFIG => [&body[..12], &offer.config].concat(),
+            GET_CONFIG => [&body[..12], &offer.config()].concat(),
             _ if flags & NEED_REPLY != 0 => refusal.to_le_bytes().to_vec(),
             _ => continue,
         };
