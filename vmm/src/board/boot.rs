@@ -3,6 +3,7 @@
 //! ```text
 //! 0x0_0500  descriptor table        0x0_6000  PVH start info     0x0_9000  page tables (6 pages)
 //! 0x0_7000  zero page (bzImage)     0x2_0000  command line       0xE_0000  ACPI tables
+//! 0xF_FFF0  reset vector
 //! 0x10_0000 kernel                  … initrd at the top of the RAM that the kernel reaches
 //! ```
 
@@ -11,7 +12,7 @@ use std::io;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use super::acpi;
+use super::{acpi, power};
 use crate::loader::{Kernel, LoadError, LoadedKernel};
 use crate::memory::GuestRam;
 
@@ -29,7 +30,16 @@ const CMDLINE_MAX: usize = 0x1_0000;
 /// Where the ACPI tables are.
 const ACPI: u64 = 0xe_0000;
 const ACPI_END: u64 = 0x10_0000;
+/// Where a processor starts after a reset. There is no firmware here, but Linux on a hardware-reduced board resets by
+/// jumping to it.
+const RESET_VECTOR: u64 = 0xf_fff0;
 const PAGE: u64 = 4096;
+
+/// `mov dx, RESET_PORT; mov al, RESET_VALUE; out dx, al; hlt; jmp -3`, in real mode.
+const fn reset_stub() -> [u8; 9] {
+    let [low, high] = power::RESET_PORT.to_le_bytes();
+    [0xba, low, high, 0xb0, power::RESET_VALUE, 0xee, 0xf4, 0xeb, 0xfd]
+}
 
 /// Why a guest could not be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +84,7 @@ impl BootSource {
     pub fn prepare(&self, ram: &GuestRam, board: &acpi::Board) -> Result<Entry, BootError> {
         ram.mem
             .write_slice(&acpi::tables(ACPI, board), GuestAddress(ACPI))?;
+        ram.mem.write_slice(&reset_stub(), GuestAddress(RESET_VECTOR))?;
         let loaded = self.kernel.load(&ram.mem)?;
         self.write_cmdline(ram, &loaded)?;
         let initrd = self
