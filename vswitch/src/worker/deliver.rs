@@ -12,6 +12,7 @@ use super::plan::Plan;
 use crate::bridge::{Bridge, PortTable};
 use crate::counters::DropReason;
 use crate::fdb::Learned;
+use crate::mac::MacAddr;
 use crate::port::Port;
 
 /// The frames of one burst where their sender left them, virtio-net headers first.
@@ -99,6 +100,8 @@ impl Forwarder {
         };
         let several_pairs = port.pairs().len() > 1;
         let (mut frames, mut bytes) = (0, 0);
+        let mut source = None;
+        let mut destination: Option<(MacAddr, Option<&Arc<Port>>)> = None;
         for (number, examined) in self.frames.iter_mut().take(sent.len()).enumerate() {
             let taken = match sent {
                 Sent::Guest(burst) => match burst.get(number) {
@@ -120,17 +123,22 @@ impl Forwarder {
             if several_pairs {
                 port.flows().note(frame.flow, u8::try_from(pair).unwrap_or(0));
             }
-            if bridge.fdb().learn(frame.source, 0, port.id(), now) == Learned::Refused {
-                counters.drops.add(DropReason::FdbFull, 1);
-                continue;
+            // Frames come in trains: what holds for one, a moment ago, holds for the next.
+            if source != Some(frame.source) {
+                if bridge.fdb().learn(frame.source, 0, port.id(), now) == Learned::Refused {
+                    counters.drops.add(DropReason::FdbFull, 1);
+                    continue;
+                }
+                source = Some(frame.source);
+                destination = None;
             }
-            let known = if frame.destination.is_multicast() {
-                None
-            } else {
-                bridge
-                    .fdb()
-                    .lookup(frame.destination, 0, now)
-                    .and_then(|id| ports.get(id))
+            let known = match destination {
+                Some((address, known)) if address == frame.destination => known,
+                _ => {
+                    let known = find(bridge, ports, frame.destination, now);
+                    destination = Some((frame.destination, known));
+                    known
+                }
             };
             match known {
                 Some(to) if to.id() == port.id() => counters.drops.add(DropReason::Hairpin, 1),
@@ -151,4 +159,14 @@ impl Forwarder {
         counters.bursts.add(1);
         self.deliver_all(ports, sent);
     }
+}
+
+/// The port of a known station; none if the frame is for everybody.
+#[inline]
+fn find<'p>(bridge: &Bridge, ports: &'p PortTable, destination: MacAddr, now: u32) -> Option<&'p Arc<Port>> {
+    if destination.is_multicast() {
+        return None;
+    }
+    let id = bridge.fdb().lookup(destination, 0, now)?;
+    ports.get(id)
 }
