@@ -81,8 +81,6 @@ struct Header {
     request: u32,
     flags: u32,
     size: u32,
-    /// Descriptors come with it.
-    with_fds: bool,
 }
 
 impl Header {
@@ -192,8 +190,17 @@ impl Connection {
     /// Take a message whose payload is eight bytes off the socket.
     fn take(&self, header: Header) -> Result<u64, ConnectionError> {
         let mut message = [0u8; HEADER + 8];
-        let whole = header.size == 8 && !header.with_fds;
-        if !whole || rustix::net::recv(&self.stream, &mut message, RecvFlags::DONTWAIT)?.0 != message.len() {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_ATTACHED_FD_ENTRIES))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        // Whether there are descriptors shows only now: a look at one message sees those of the next as well.
+        let taken = rustix::net::recvmsg(
+            &self.stream,
+            &mut [IoSliceMut::new(&mut message)],
+            &mut control,
+            RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC,
+        )?;
+        let alone = control.drain().next().is_none() && !taken.flags.contains(ReturnFlags::CTRUNC);
+        if header.size != 8 || !alone || taken.bytes != message.len() {
             return Err(ConnectionError::Header {
                 request: header.request,
                 flags: header.flags,
@@ -339,7 +346,6 @@ impl Connection {
             request: word(0),
             flags: word(4),
             size: word(8),
-            with_fds: count > 0,
         };
         let known = FrontendReq::try_from(header.request).is_ok();
         let version = header.flags & !FLAG_NEED_REPLY == VERSION;
