@@ -5,5 +5,6 @@ pub mod bench;
 pub mod bin;
 pub mod deadline;
 pub mod markdown;
+pub mod pktgen;
 pub mod switch;
 pub mod testpmd;
