@@ -8,6 +8,10 @@
 //! guest buffer into the socket; who is slow makes the other side wait. Bytes for which there is no client are
 //! dropped.
 //!
+//! The next client's bytes go to whatever program has the port open by then. One that closes the port because of a
+//! hang-up loses what has come for it in the meantime, as the guest's driver drops it; one that serves several clients
+//! keeps the port open.
+//!
 //! When the guest resets the device, as it does on reboot, clients of channels are disconnected: whoever they talked
 //! to is gone. The client of a console stays.
 
