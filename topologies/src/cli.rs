@@ -1,7 +1,6 @@
 //! The command line.
 
 mod args;
-mod host;
 mod table;
 
 use std::io::{self, Write as _};
@@ -15,7 +14,6 @@ use serde::Serialize;
 use crate::agent::{Agent, AgentError, Exec, Input, run_here};
 use crate::console::{ConsoleError, console};
 use crate::down::{DownError, down};
-use crate::emulated::HostError;
 use crate::engine::{EngineError, choose};
 use crate::image::ImageError;
 use crate::initramfs::cache::Cache;
@@ -62,8 +60,6 @@ enum CliError {
     #[error(transparent)]
     Build(#[from] crate::initramfs::BuildError),
     #[error(transparent)]
-    Host(#[from] HostError),
-    #[error(transparent)]
     Measure(#[from] MeasureError),
     #[error("no lab is up; start one with `lab up FILE`")]
     NoneUp,
@@ -94,10 +90,7 @@ impl CliError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Engine(EngineError::NoHardware(_))
-            | Self::Up(UpError::Engine(EngineError::NoHardware(_)))
-            | Self::Host(HostError::NoQemu(_) | HostError::OldQemu { .. } | HostError::Memory { .. }) => {
-                REFUSED_BY_HOST
-            }
+            | Self::Up(UpError::Engine(EngineError::NoHardware(_))) => REFUSED_BY_HOST,
             _ => FAILED,
         }
     }
@@ -112,10 +105,7 @@ pub fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .init();
-    let failed = if matches!(
-        args.command,
-        Command::Exec(_) | Command::Host(args::HostCommand::Exec { .. })
-    ) {
+    let failed = if matches!(args.command, Command::Exec(_)) {
         Some(EXEC_FAILED)
     } else {
         None
@@ -168,7 +158,6 @@ async fn dispatch(args: Args) -> Result<ExitCode, CliError> {
         }
         Command::Measure(args) => measure_between(&args, &run, format).await?,
         Command::Image(command) => images(&command, format)?,
-        Command::Host(command) => return host::run(command, format).await,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "lab", &mut io::stdout());
         }

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::emulated;
 use crate::engine::EngineArg;
 use crate::image;
 
@@ -65,9 +64,6 @@ pub(super) enum Command {
     /// Build and list guest images
     #[command(subcommand)]
     Image(ImageCommand),
-    /// Start, look at, use and stop the emulated host: hardware virtualization on a computer without
-    #[command(subcommand)]
-    Host(HostCommand),
     /// Print a completion script
     Completions {
         /// The shell
@@ -189,34 +185,4 @@ pub(super) enum ImageCommand {
     },
     /// List the images that were built
     List,
-}
-
-#[derive(Debug, Subcommand)]
-#[command(after_help = "Examples:
-  lab host up
-  lab host exec -- vmm check
-  lab host exec -t -- bash
-  lab host down
-
-The emulated host sees this machine's files, read-only; what is written in it stays in its memory.")]
-pub(super) enum HostCommand {
-    /// Boot it, unless it is up
-    Up {
-        /// Its memory in MiB
-        #[arg(long, value_name = "MIB", default_value_t = emulated::DEFAULT_MEMORY_MIB, value_parser = clap::value_parser!(u32).range(512..=1_048_576))]
-        memory: u32,
-    },
-    /// Whether it is up
-    Status,
-    /// Stop it and everything in it
-    Down,
-    /// Run a command in it as root; its output, input and exit code are the command's
-    Exec {
-        /// Give the command a terminal
-        #[arg(long, short)]
-        tty: bool,
-        /// The command and its arguments
-        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-        command: Vec<String>,
-    },
 }
