@@ -23,9 +23,6 @@ use tokio::sync::oneshot;
 use crate::listener::{Listener, SocketError};
 use crate::machine::control::{Command, CommandError, Control, State};
 
-#[cfg(test)]
-mod tests;
-
 /// Why the VM cannot be spoken to.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {

@@ -8,7 +8,7 @@
 //! ```
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
@@ -122,25 +122,11 @@ fn place_initrd(ram: &GuestRam, file: &File, kernel: &LoadedKernel) -> Result<Pl
         .map(|addr| addr / PAGE * PAGE)
         .filter(|addr| *addr >= kernel.end())
         .ok_or(BootError::InitrdTooLarge(len))?;
-    let mut at = 0;
-    while at < len {
-        // Positioned reads: a reset reads the same file again.
-        let chunk = usize::try_from((len - at).min(1 << 20)).expect("at most 1 MiB");
-        let slice = vm_memory::GuestMemoryBackend::get_slice(&*ram.mem, GuestAddress(addr + at), chunk)?;
-        let n = pread_into(file, at, &slice).map_err(BootError::InitrdRead)?;
-        if n == 0 {
-            return Err(BootError::InitrdRead(io::ErrorKind::UnexpectedEof.into()));
-        }
-        at += n as u64;
-    }
+    let mut file = file.try_clone().map_err(BootError::InitrdRead)?;
+    // A reset reads the same file again.
+    file.rewind().map_err(BootError::InitrdRead)?;
+    let count = usize::try_from(len).map_err(|_| BootError::InitrdTooLarge(len))?;
+    ram.mem
+        .read_exact_volatile_from(GuestAddress(addr), &mut file, count)?;
     Ok(Placed { addr, len })
-}
-
-fn pread_into(file: &File, at: u64, slice: &vm_memory::VolatileSlice<'_>) -> io::Result<usize> {
-    use vm_memory::ReadVolatile;
-    let mut file = file;
-    io::Seek::seek(&mut file, io::SeekFrom::Start(at))?;
-    let mut file = file.try_clone()?;
-    file.read_volatile(&mut slice.clone())
-        .map_err(|e| io::Error::other(e.to_string()))
 }

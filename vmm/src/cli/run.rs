@@ -53,6 +53,9 @@ fn config(args: RunArgs) -> VmConfig {
 
 fn start(config: &VmConfig, api_socket: Option<PathBuf>) -> Result<Ending, RunError> {
     let machine = Machine::new(config)?;
+    if !crate::check::has_hardware_virtualization() {
+        eprintln!("vmm: warning: {}", crate::check::SOFTWARE_KVM);
+    }
     if let Some(name) = machine.serial().and_then(|s| s.pty()) {
         eprintln!("vmm: serial port on {}", name.display());
     }
@@ -70,9 +73,6 @@ fn exit_code(ending: &Ending) -> u8 {
         Ending::Stopped => EXIT_STOPPED,
         Ending::Fault(fault) => {
             eprintln!("vmm: {fault}");
-            if !crate::check::has_hardware_virtualization() {
-                eprintln!("vmm: {}", crate::check::SOFTWARE_KVM);
-            }
             EXIT_FAULT
         }
     }

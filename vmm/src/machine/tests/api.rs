@@ -1,0 +1,90 @@
+//! A machine as seen through its API.
+
+use super::images::{await_button, bzimage, halt, power_off, print};
+use super::*;
+use crate::api::{ApiError, serve};
+use crate::client::{Client, ClientError};
+
+fn on_runtime<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(work)
+}
+
+#[test]
+fn commands_do_what_they_say() {
+    let image = bzimage(&[print("x"), await_button(), power_off()].concat());
+    let Some(running) = start(&image, |config| config.cpus = 2) else {
+        return;
+    };
+    let socket = running.folder.path().join("api");
+    let server = serve(
+        Arc::clone(&running.info),
+        running.control.clone(),
+        Some(socket.clone()),
+    )
+    .unwrap();
+    running.wait_for("x");
+    on_runtime(async {
+        let client = Client::new(&socket);
+        let info = client.info().await.unwrap();
+        assert_eq!(
+            (info.name.as_str(), info.cpus, info.memory),
+            ("tiny", 2, 32 << 20)
+        );
+        assert_eq!(
+            (info.state, info.pid, info.resets),
+            (State::Running, std::process::id(), 0)
+        );
+        client.command(Command::Pause).await.unwrap();
+        assert_eq!(client.info().await.unwrap().state, State::Paused);
+        client.command(Command::Resume).await.unwrap();
+        client.command(Command::Reset).await.unwrap();
+    });
+    running.wait_for("xx");
+    on_runtime(async {
+        let client = Client::new(&socket);
+        assert_eq!(client.info().await.unwrap().resets, 1);
+        client.command(Command::Shutdown).await.unwrap();
+    });
+    let (control, (ending, _folder)) = (running.control.clone(), running.end_keeping_files());
+    assert_eq!(ending, Ending::PoweredOff);
+    assert_eq!(control.state(), State::Ended);
+    on_runtime(async {
+        let error = Client::new(&socket).command(Command::Reset).await.unwrap_err();
+        assert!(
+            matches!(&error, ClientError::Refused(why) if why.contains("has ended")),
+            "{error}"
+        );
+    });
+    drop(server);
+    assert!(!socket.exists());
+    let error = on_runtime(Client::new(&socket).info()).unwrap_err();
+    assert!(matches!(error, ClientError::Connect(..)));
+}
+
+#[test]
+fn a_second_server_on_the_socket_is_refused() {
+    let Some(running) = start(&bzimage(&halt()), |_| ()) else {
+        return;
+    };
+    let socket = running.folder.path().join("api");
+    let server = serve(
+        Arc::clone(&running.info),
+        running.control.clone(),
+        Some(socket.clone()),
+    )
+    .unwrap();
+    let second = serve(
+        Arc::clone(&running.info),
+        running.control.clone(),
+        Some(socket.clone()),
+    );
+    assert!(matches!(second, Err(ApiError::Socket(_))));
+    assert_eq!(on_runtime(Client::new(&socket).info()).unwrap().name, "tiny");
+    running.control.command(Command::PowerOff).unwrap();
+    assert_eq!(running.end(), Ending::Stopped);
+    drop(server);
+}
