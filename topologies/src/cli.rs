@@ -1,100 +1,46 @@
 //! The command line.
 
 mod args;
+mod error;
+mod inside;
+mod select;
 mod table;
 
 use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser as _};
 use serde::Serialize;
 
-use crate::agent::{Agent, AgentError, Exec, Input, run_here};
-use crate::console::{ConsoleError, console};
-use crate::down::{DownError, down};
-use crate::engine::{EngineError, choose};
-use crate::image::ImageError;
+use crate::agent::{Agent, Exec, Input, run_here};
+use crate::console::console;
+use crate::down::down;
+use crate::emulated::{self, Host, HostError};
+use crate::engine::{EngineArg, choose};
 use crate::initramfs::cache::Cache;
 use crate::lab::Lab;
-use crate::measure::{self, MeasureError};
 use crate::paths::RunDir;
 use crate::plan::{BootFiles, Plan};
-use crate::problem::Refused;
 use crate::progress::Progress;
-use crate::state::{self, State, StateError};
-use crate::status::{LabStatus, status};
-use crate::up::{self, UpError};
-use crate::{check, image};
+use crate::state::{self, HostKind, State};
+use crate::status::{LabStatus, gone, status};
+use crate::{check, image, measure, up};
 use args::{
-    Args, Command, ExecArgs, Format, ImageCommand, LabArgs, MeasureArgs, UpArgs, ValidateArgs, Which,
+    Args, Command, DownArgs, ExecArgs, Format, HostCommand, ImageCommand, MeasureArgs, UpArgs, ValidateArgs,
+    Which,
 };
+use error::{CliError, FAILED};
+use select::{named, node, only};
 
-const FAILED: u8 = 1;
-const REFUSED_BY_HOST: u8 = 3;
 /// `lab exec` itself failed; every other code is the command's. The same as with ssh.
 const EXEC_FAILED: u8 = 255;
+/// How long the machines of a lab may take until they are ready, on this machine and in the emulated host.
+const NATIVE_LIMIT_S: u64 = 180;
+const EMULATED_LIMIT_S: u64 = 600;
 /// How long an agent may take to answer `lab exec`.
 const AGENT_LIMIT: Duration = Duration::from_secs(20);
-
-/// Why a command failed.
-#[derive(Debug, thiserror::Error)]
-enum CliError {
-    #[error(transparent)]
-    File(#[from] Refused),
-    #[error(transparent)]
-    State(#[from] StateError),
-    #[error(transparent)]
-    Up(#[from] UpError),
-    #[error(transparent)]
-    Down(#[from] DownError),
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-    #[error(transparent)]
-    Agent(#[from] AgentError),
-    #[error(transparent)]
-    Console(#[from] ConsoleError),
-    #[error(transparent)]
-    Image(#[from] ImageError),
-    #[error(transparent)]
-    Build(#[from] crate::initramfs::BuildError),
-    #[error(transparent)]
-    Measure(#[from] MeasureError),
-    #[error("no lab is up; start one with `lab up FILE`")]
-    NoneUp,
-    #[error("lab {0} is not up; start it with `lab up FILE`, see `lab list`")]
-    NotUp(String),
-    #[error("several labs are up: {0}; say which with --lab NAME or --file FILE")]
-    Several(String),
-    #[error("lab {lab} has no node {node}{near} (nodes: {known})")]
-    NoNode {
-        lab: String,
-        node: String,
-        near: String,
-        known: String,
-    },
-    #[error("node {0} has no agent; its image is not one of ours, so use `lab console {0}`")]
-    NoAgent(String),
-    #[error("nodes {0} and {1} have no addresses on a common switch; give both an `ip`")]
-    NoCommonSwitch(String, String),
-    #[error("cannot start: {0}")]
-    Runtime(#[source] io::Error),
-    #[error("cannot write the output: {0}")]
-    Output(#[source] io::Error),
-    #[error("cannot write the output: {0}")]
-    Json(#[from] serde_json::Error),
-}
-
-impl CliError {
-    fn exit_code(&self) -> u8 {
-        match self {
-            Self::Engine(EngineError::NoHardware(_))
-            | Self::Up(UpError::Engine(EngineError::NoHardware(_))) => REFUSED_BY_HOST,
-            _ => FAILED,
-        }
-    }
-}
 
 /// Runs the command of this process.
 pub fn main() -> ExitCode {
@@ -135,29 +81,23 @@ async fn dispatch(args: Args) -> Result<ExitCode, CliError> {
     let run = RunDir::of_user();
     let format = args.format;
     match args.command {
-        Command::Up(args) => bring_up(&args, &run, format).await?,
+        Command::Up(args) => return bring_up(&args, &run, format).await,
         Command::Status(which) => show_status(&which, &run, format).await?,
-        Command::Down(args) => {
-            let name = match args.which.name()? {
-                Some(name) => name,
-                None => only(&run)?.lab.name,
-            };
-            let grace = Duration::from_secs(if args.now { 0 } else { args.grace });
-            let stopped = down(&name, &run, grace).await?;
-            if format == Format::Table {
-                let what = if stopped { "is down" } else { "was not up" };
-                print(&format!("lab {name} {what}\n"))?;
-            }
-        }
+        Command::Down(args) => return take_down(&args, &run, format).await,
         Command::Validate(args) => validate(&args, &run, format)?,
         Command::List => list(&run, format).await?,
         Command::Exec(args) => return exec(&args, &run).await,
         Command::Console(args) => {
             let (state, node) = node(&args.lab, &args.node, &run)?;
-            console(&node, &run.lab(&state.lab.name).node(&node)).await?;
+            let lab = &state.lab.name;
+            if state.host == HostKind::Emulated {
+                return forwarded(words(&["console", "--lab", lab, &node]), true).await;
+            }
+            console(&node, &run.lab(lab).node(&node)).await?;
         }
-        Command::Measure(args) => measure_between(&args, &run, format).await?,
+        Command::Measure(args) => return measure_between(&args, &run, format).await,
         Command::Image(command) => images(&command, format)?,
+        Command::Host(command) => emulated_host(&command, format).await?,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "lab", &mut io::stdout());
         }
@@ -170,19 +110,94 @@ async fn dispatch(args: Args) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn bring_up(args: &UpArgs, run: &RunDir, format: Format) -> Result<(), CliError> {
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
+/// Runs the command in the emulated host; its exit code is ours.
+async fn forwarded(arguments: Vec<String>, tty: bool) -> Result<ExitCode, CliError> {
+    Ok(inside::forward(arguments, tty).await?.into())
+}
+
+fn format_words(format: Format) -> Vec<String> {
+    words(&["--format", if format == Format::Json { "json" } else { "table" }])
+}
+
+async fn bring_up(args: &UpArgs, run: &RunDir, format: Format) -> Result<ExitCode, CliError> {
     let lab = check::load(&args.file, run)?;
+    let limit = args.timeout.unwrap_or(match args.host {
+        HostKind::Native => NATIVE_LIMIT_S,
+        HostKind::Emulated => EMULATED_LIMIT_S,
+    });
+    if args.host == HostKind::Emulated {
+        let engine = match args.engine {
+            EngineArg::Auto => "auto",
+            EngineArg::Vmm => "vmm",
+            EngineArg::Qemu => "qemu",
+        };
+        let mut options = words(&[
+            "--host",
+            "native",
+            "--engine",
+            engine,
+            "--timeout",
+            &limit.to_string(),
+        ]);
+        options.extend(format_words(format));
+        return Ok(inside::up(&args.file, lab, run, options).await?.into());
+    }
     let options = up::Options {
         engine: args.engine,
-        limit: Duration::from_secs(args.timeout),
+        limit: Duration::from_secs(limit),
     };
     let file = std::path::absolute(&args.file).map_err(CliError::Output)?;
     let state = up::up(&file, lab, run, options).await?;
     let view = status(&state, &run.lab(&state.lab.name)).await;
     if format == Format::Json {
-        return print_json(&view);
+        print_json(&view)?;
+    } else {
+        print(&table::nodes(&view))?;
     }
-    print(&table::nodes(&view))
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn take_down(args: &DownArgs, run: &RunDir, format: Format) -> Result<ExitCode, CliError> {
+    let name = match args.which.name()? {
+        Some(name) => name,
+        None => only(run)?.lab.name,
+    };
+    let grace = if args.now { 0 } else { args.grace };
+    if State::load(&run.lab(&name))?.is_some_and(|state| state.host == HostKind::Emulated) {
+        let seconds = grace.to_string();
+        let mut arguments = words(&["down", "--lab", &name, "--grace", &seconds]);
+        arguments.extend(format_words(format));
+        let code = match inside::forward(arguments, false).await {
+            // With its host the lab has ended.
+            Err(CliError::Host(HostError::Down)) => {
+                print(&format!("lab {name} is down: its emulated host had ended\n"))?;
+                0
+            }
+            other => other?,
+        };
+        if code == 0 {
+            inside::forget(&name, run)?;
+        }
+        return Ok(code.into());
+    }
+    let stopped = down(&name, run, Duration::from_secs(grace)).await?;
+    if format == Format::Table {
+        let what = if stopped { "is down" } else { "was not up" };
+        print(&format!("lab {name} {what}\n"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A lab as it is, wherever it runs.
+async fn look(state: &State, run: &RunDir) -> LabStatus {
+    match state.host {
+        HostKind::Native => status(state, &run.lab(&state.lab.name)).await,
+        HostKind::Emulated => inside::status(state).await.unwrap_or_else(|_| gone(state)),
+    }
 }
 
 async fn show_status(which: &Which, run: &RunDir, format: Format) -> Result<(), CliError> {
@@ -190,7 +205,7 @@ async fn show_status(which: &Which, run: &RunDir, format: Format) -> Result<(), 
         Some(name) => named(&name, run)?,
         None => only(run)?,
     };
-    let view = status(&state, &run.lab(&state.lab.name)).await;
+    let view = look(&state, run).await;
     if format == Format::Json {
         print_json(&view)
     } else {
@@ -202,7 +217,7 @@ async fn list(run: &RunDir, format: Format) -> Result<(), CliError> {
     let mut views: Vec<LabStatus> = Vec::new();
     for name in state::names(run)? {
         if let Some(state) = State::load(&run.lab(&name))? {
-            views.push(status(&state, &run.lab(&name)).await);
+            views.push(look(&state, run).await);
         }
     }
     if format == Format::Json {
@@ -255,6 +270,13 @@ fn planned_boot(node: &crate::lab::Node) -> BootFiles {
 
 async fn exec(args: &ExecArgs, run: &RunDir) -> Result<ExitCode, CliError> {
     let (state, node) = node(&args.lab, &args.node, run)?;
+    if state.host == HostKind::Emulated {
+        let mut arguments = words(&["exec", "--lab", &state.lab.name]);
+        arguments.extend(args.tty.then(|| "--tty".to_owned()));
+        arguments.extend([node, "--".to_owned()]);
+        arguments.extend(args.command.iter().cloned());
+        return forwarded(arguments, args.tty).await;
+    }
     let mut agent = connect(&state.lab, &node, run).await?;
     let exec = Exec {
         argv: args.command.clone(),
@@ -272,9 +294,23 @@ async fn connect(lab: &Lab, node: &str, run: &RunDir) -> Result<Agent, CliError>
     Ok(Agent::connect(&channels, AGENT_LIMIT).await?)
 }
 
-async fn measure_between(args: &MeasureArgs, run: &RunDir, format: Format) -> Result<(), CliError> {
+async fn measure_between(args: &MeasureArgs, run: &RunDir, format: Format) -> Result<ExitCode, CliError> {
     let (state, from) = node(&args.lab, &args.from, run)?;
     let (_, to) = node(&args.lab, &args.to, run)?;
+    if state.host == HostKind::Emulated {
+        let seconds = args.seconds.to_string();
+        let mut arguments = words(&[
+            "measure",
+            "--lab",
+            &state.lab.name,
+            &from,
+            &to,
+            "--seconds",
+            &seconds,
+        ]);
+        arguments.extend(format_words(format));
+        return forwarded(arguments, false).await;
+    }
     let (from_address, to_address) = common_addresses(&state.lab, &from, &to)
         .ok_or_else(|| CliError::NoCommonSwitch(from.clone(), to.clone()))?;
     let runtime = tokio::runtime::Handle::current();
@@ -298,10 +334,11 @@ async fn measure_between(args: &MeasureArgs, run: &RunDir, format: Format) -> Re
         .await
         .map_err(|error| CliError::Runtime(io::Error::other(error)))??;
     if format == Format::Json {
-        print_json(&report)
+        print_json(&report)?;
     } else {
-        print(&(report.table() + "\n"))
+        print(&(report.table() + "\n"))?;
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn run_captured(
@@ -359,52 +396,38 @@ fn images(command: &ImageCommand, format: Format) -> Result<(), CliError> {
     }
 }
 
-/// The lab that an option names, else the only one that is up.
-fn chosen(lab: &LabArgs, run: &RunDir) -> Result<State, CliError> {
-    match (&lab.lab, &lab.file) {
-        (Some(name), _) => named(name, run),
-        (None, Some(file)) => named(&check::name_of(file)?, run),
-        (None, None) => only(run),
-    }
-}
-
-fn named(name: &str, run: &RunDir) -> Result<State, CliError> {
-    State::load(&run.lab(name))?.ok_or_else(|| CliError::NotUp(name.to_owned()))
-}
-
-fn only(run: &RunDir) -> Result<State, CliError> {
-    let names = state::names(run)?;
-    match names.as_slice() {
-        [] => Err(CliError::NoneUp),
-        [name] => named(name, run),
-        several => Err(CliError::Several(several.join(", "))),
-    }
-}
-
-/// A node of the lab that is meant.
-fn node(lab: &LabArgs, node: &str, run: &RunDir) -> Result<(State, String), CliError> {
-    let state = chosen(lab, run)?;
-    if state.lab.node(node).is_some() {
-        return Ok((state, node.to_owned()));
-    }
-    let known: Vec<&str> = state.lab.nodes.iter().map(|node| node.name.as_str()).collect();
-    Err(CliError::NoNode {
-        near: crate::problem::did_you_mean(node, known.iter().copied()),
-        known: known.join(", "),
-        lab: state.lab.name.clone(),
-        node: node.to_owned(),
-    })
-}
-
-impl Which {
-    /// The lab's name, if one was given.
-    fn name(&self) -> Result<Option<String>, Refused> {
-        match (&self.lab, &self.file) {
-            (Some(name), _) => Ok(Some(name.clone())),
-            (None, Some(file)) => check::name_of(Path::new(file)).map(Some),
-            (None, None) => Ok(None),
+async fn emulated_host(command: &HostCommand, format: Format) -> Result<(), CliError> {
+    let host = Host::of_user();
+    let progress = Progress::new();
+    match command {
+        HostCommand::Up { memory } => {
+            let step = progress.step("host", "starting the emulated host");
+            let record = host
+                .up(*memory, &Cache::of_user(), &|text| step.note(text))
+                .await?;
+            step.done(&format!("the emulated host is up (pid {})", record.process.pid));
+        }
+        HostCommand::Down => {
+            let was_up = host.down(&|text| progress.line(text)).await?;
+            if format == Format::Table {
+                let what = if was_up { "is down" } else { "was not up" };
+                print(&format!("the emulated host {what}\n"))?;
+            }
+        }
+        HostCommand::Status => {
+            let status = host.status().await;
+            let (state, record) = match &status {
+                emulated::Status::Down => ("down", None),
+                emulated::Status::Up(record) => ("up", Some(record)),
+                emulated::Status::Silent(record) => ("silent", Some(record)),
+            };
+            if format == Format::Json {
+                return print_json(&serde_json::json!({ "state": state, "host": record }));
+            }
+            print(&table::host_status(state, record))?;
         }
     }
+    Ok(())
 }
 
 fn print(text: &str) -> Result<(), CliError> {

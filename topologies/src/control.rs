@@ -19,8 +19,10 @@ const ANSWER: Duration = Duration::from_secs(5);
 pub async fn answers(engine: EngineKind, dir: &NodeDir) -> bool {
     match engine {
         EngineKind::Qemu => qmp(dir, "query-status").await.is_ok(),
-        // The socket is there once the machine runs.
-        EngineKind::Vmm => UnixStream::connect(dir.api_socket()).await.is_ok(),
+        EngineKind::Vmm => {
+            let client = vmm::client::Client::new(dir.api_socket());
+            matches!(timeout(ANSWER, client.info()).await, Ok(Ok(_)))
+        }
     }
 }
 

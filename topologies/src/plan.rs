@@ -83,6 +83,8 @@ pub struct NodePlan {
 /// One NIC of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NicPlan {
+    /// The switch, by its name on the host.
+    pub bridge: String,
     /// Name of its switch port.
     pub port: String,
     /// Its address.
@@ -230,7 +232,8 @@ impl NodePlan {
 impl NicPlan {
     fn new(lab: &Lab, node: &Node, index: usize, nic: &Nic, run: &RunDir, dir: &NodeDir) -> Self {
         let port = port_name(&node.name, index);
-        let switch = run.port_socket(&lab.bridge(&nic.switch), &port);
+        let bridge = lab.bridge(&nic.switch);
+        let switch = run.port_socket(&bridge, &port);
         let isolate = nic.isolate.then(|| {
             let socket = dir.isolate_socket(index);
             IsolatePlan {
@@ -251,6 +254,7 @@ impl NicPlan {
             }
         });
         Self {
+            bridge,
             port,
             mac: nic.mac,
             queues: nic.queues,

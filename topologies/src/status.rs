@@ -1,6 +1,6 @@
 //! What a lab does now: its machines, their NICs' links, its switches and their ports.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use vswitch::client::Client;
 use vswitch::model::{BridgeView, PortState, PortView};
 
@@ -11,7 +11,7 @@ use crate::paths::LabDir;
 use crate::state::{HostKind, Phase, State};
 
 /// How a lab is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LabState {
     /// `lab up` is at work.
@@ -24,10 +24,32 @@ pub enum LabState {
     Stopping,
     /// A `lab` was killed at work; `lab up` or `lab down` removes what it left.
     Incomplete,
+    /// It ran in an emulated host that has ended.
+    Gone,
+}
+
+/// How a machine is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    /// Its monitor runs.
+    Running,
+    /// It does not: the machine was powered off, or ended.
+    Stopped,
+}
+
+/// How a link or a switch is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UpDown {
+    /// It works.
+    Up,
+    /// It does not.
+    Down,
 }
 
 /// A whole lab.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LabStatus {
     /// Its name.
     pub name: String,
@@ -46,12 +68,12 @@ pub struct LabStatus {
 }
 
 /// One machine.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NodeStatus {
     /// Its name.
     pub name: String,
-    /// `running` or `stopped`.
-    pub state: &'static str,
+    /// How it is.
+    pub state: NodeState,
     /// What runs it.
     pub engine: Option<EngineKind>,
     /// The process that runs it.
@@ -61,7 +83,7 @@ pub struct NodeStatus {
 }
 
 /// One NIC.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NicStatus {
     /// Its switch port.
     pub port: String,
@@ -71,26 +93,45 @@ pub struct NicStatus {
     pub mac: String,
     /// The address that the guest configures.
     pub ip: Option<String>,
-    /// `up` or `down`.
-    pub link: &'static str,
+    /// Whether the switch has its queues.
+    pub link: UpDown,
 }
 
 /// One switch.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SwitchStatus {
     /// Its name within the lab.
     pub name: String,
     /// Its name on the host.
     pub bridge: String,
-    /// `up` or `down`.
-    pub state: &'static str,
+    /// Whether it answers.
+    pub state: UpDown,
     /// Its process.
     pub pid: Option<u32>,
     /// Its ports as it sees them.
     pub ports: Vec<PortView>,
 }
 
-/// Looks at a lab.
+impl UpDown {
+    pub(crate) fn of(up: bool) -> Self {
+        if up { Self::Up } else { Self::Down }
+    }
+}
+
+/// What is left of a lab whose emulated host has ended.
+pub fn gone(state: &State) -> LabStatus {
+    LabStatus {
+        name: state.lab.name.clone(),
+        state: LabState::Gone,
+        host: state.host,
+        engine: state.engine,
+        file: state.file.clone(),
+        nodes: Vec::new(),
+        switches: Vec::new(),
+    }
+}
+
+/// Looks at a lab on this host.
 pub async fn status(state: &State, dir: &LabDir) -> LabStatus {
     let mut switches = Vec::new();
     for switch in &state.lab.switches {
@@ -98,7 +139,7 @@ pub async fn status(state: &State, dir: &LabDir) -> LabStatus {
         let view = view(&bridge).await;
         switches.push(SwitchStatus {
             name: switch.name.clone(),
-            state: if view.is_some() { "up" } else { "down" },
+            state: UpDown::of(view.is_some()),
             pid: view.as_ref().map(|view| view.pid),
             ports: view.map(|view| view.ports).unwrap_or_default(),
             bridge,
@@ -110,8 +151,8 @@ pub async fn status(state: &State, dir: &LabDir) -> LabStatus {
         .iter()
         .map(|node| node_status(state, node, &switches))
         .collect();
-    let healthy = nodes.iter().all(|node| node.state == "running")
-        && switches.iter().all(|switch| switch.state == "up");
+    let healthy = nodes.iter().all(|node| node.state == NodeState::Running)
+        && switches.iter().all(|switch| switch.state == UpDown::Up);
     let lab = match (state.phase, Lock::is_held(&dir.lock())) {
         (Phase::Running, _) if healthy => LabState::Running,
         (Phase::Running, _) => LabState::Degraded,
@@ -155,13 +196,17 @@ fn node_status(state: &State, node: &crate::lab::Node, switches: &[SwitchStatus]
                 switch: nic.switch.clone(),
                 mac: nic.mac.to_string(),
                 ip: nic.ip.map(|ip| ip.to_string()),
-                link: if up { "up" } else { "down" },
+                link: UpDown::of(up),
             }
         })
         .collect();
     NodeStatus {
         name: node.name.clone(),
-        state: if process.is_some() { "running" } else { "stopped" },
+        state: if process.is_some() {
+            NodeState::Running
+        } else {
+            NodeState::Stopped
+        },
         engine: state.engine,
         pid: process.map(|process| process.pid),
         nics,

@@ -63,7 +63,7 @@ pub async fn up(file: &Path, lab: Lab, run: &RunDir, options: Options) -> Result
     let mut state = State::new(lab, file, HostKind::Native, Some(engine.kind()));
     make_folder(dir.path()).map_err(|error| UpError::Folder(dir.path().to_path_buf(), error))?;
     state.save(&dir)?;
-    let mut starter = Starter {
+    let mut work = Starter {
         state: &mut state,
         dir: &dir,
         run,
@@ -71,15 +71,15 @@ pub async fn up(file: &Path, lab: Lab, run: &RunDir, options: Options) -> Result
         engine: &*engine,
         progress: &progress,
     };
-    let started = tokio::select! {
-        started = starter.start(&plan, options.limit) => started,
+    let result = tokio::select! {
+        result = work.start(&plan, options.limit) => result,
         () = &mut interrupted => Err(UpError::Interrupted),
     };
-    if let Err(error) = started {
+    if let Err(error) = result {
         progress.line("stopping what was started");
         return Err(match remove(&state, &dir, Duration::ZERO, &progress).await {
             Ok(()) => error,
-            Err(left) => UpError::Left(Box::new(error), left),
+            Err(left) => UpError::Left(Box::new(error), Box::new(left)),
         });
     }
     state.phase = Phase::Running;
@@ -98,7 +98,7 @@ async fn clear_remains(dir: &LabDir, progress: &Progress) -> Result<(), UpError>
     progress.line("an earlier `lab` was interrupted; removing what it left");
     remove(&state, dir, Duration::ZERO, progress)
         .await
-        .map_err(UpError::Remains)
+        .map_err(|error| UpError::Remains(Box::new(error)))
 }
 
 /// Ends with the first signal that asks this process to end.
@@ -117,7 +117,7 @@ fn interruption() -> Result<impl Future<Output = ()>, UpError> {
 }
 
 /// Finds or builds what the nodes boot, in the order of the nodes.
-async fn boot_files(lab: &Lab, progress: &Progress) -> Result<Vec<BootFiles>, UpError> {
+pub(crate) async fn boot_files(lab: &Lab, progress: &Progress) -> Result<Vec<BootFiles>, UpError> {
     let mut images: Vec<(String, BootFiles)> = Vec::new();
     let mut files = Vec::new();
     for node in &lab.nodes {
@@ -126,14 +126,15 @@ async fn boot_files(lab: &Lab, progress: &Progress) -> Result<Vec<BootFiles>, Up
                 kernel: kernel.clone(),
                 initrd: initrd.clone(),
             },
-            Boot::Image(name) => match images.iter().find(|(known, _)| known == name) {
-                Some((_, files)) => files.clone(),
-                None => {
+            Boot::Image(name) => {
+                if let Some((_, files)) = images.iter().find(|(known, _)| known == name) {
+                    files.clone()
+                } else {
                     let found = ensure_image(name.clone(), progress).await?;
                     images.push((name.clone(), found.clone()));
                     found
                 }
-            },
+            }
         });
     }
     Ok(files)

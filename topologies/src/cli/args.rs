@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::emulated::DEFAULT_MEMORY_MIB;
 use crate::engine::EngineArg;
 use crate::image;
+use crate::state::HostKind;
 
 /// Labs: whole networks of virtual machines from one file
 #[derive(Debug, Parser)]
@@ -64,6 +66,9 @@ pub(super) enum Command {
     /// Build and list guest images
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Start, show and stop the emulated host, which has hardware virtualization where this machine has none
+    #[command(subcommand)]
+    Host(HostCommand),
     /// Print a completion script
     Completions {
         /// The shell
@@ -76,16 +81,20 @@ pub(super) enum Command {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   lab up topologies/labs/iperf.lab.yaml
-  lab up topologies/labs/iperf.lab.yaml --engine qemu")]
+  lab up topologies/labs/iperf.lab.yaml --engine qemu
+  lab up topologies/labs/iperf.lab.yaml --engine vmm --host emulated")]
 pub(super) struct UpArgs {
     /// The lab file
     pub(super) file: PathBuf,
     /// What runs the machines
     #[arg(long, value_enum, default_value_t, env = "LAB_ENGINE")]
     pub(super) engine: EngineArg,
-    /// How long the machines may take until they are ready
-    #[arg(long, value_name = "SECONDS", default_value_t = 180, value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    pub(super) timeout: u64,
+    /// Where to run it
+    #[arg(long, value_enum, default_value_t, env = "LAB_HOST")]
+    pub(super) host: HostKind,
+    /// How long the machines may take until they are ready: 180, or 600 in the emulated host, if left out
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(super) timeout: Option<u64>,
 }
 
 /// Which lab is meant, by its file.
@@ -185,4 +194,18 @@ pub(super) enum ImageCommand {
     },
     /// List the images that were built
     List,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum HostCommand {
+    /// Boot it unless it is up
+    Up {
+        /// Its memory
+        #[arg(long, value_name = "MIB", default_value_t = DEFAULT_MEMORY_MIB, value_parser = clap::value_parser!(u32).range(1024..))]
+        memory: u32,
+    },
+    /// Show whether it is up
+    Status,
+    /// Stop it and everything in it
+    Down,
 }

@@ -1,12 +1,15 @@
 //! Tables for people: rounded on a terminal, borderless when piped.
 
+use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 
 use comfy_table::{CellAlignment, Table, presets};
 use vswitch::model::PortState;
 
+use crate::emulated::Record;
 use crate::initramfs::Image;
-use crate::status::{LabState, LabStatus, NicStatus, NodeStatus};
+use crate::state::HostKind;
+use crate::status::{LabState, LabStatus, NicStatus, NodeState, NodeStatus, UpDown};
 
 /// A table whose columns at `numbers` are aligned to the right.
 fn table(header: &[&str], numbers: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> String {
@@ -44,6 +47,29 @@ fn state(lab: &LabStatus) -> &'static str {
         LabState::Degraded => "degraded",
         LabState::Stopping => "stopping",
         LabState::Incomplete => "incomplete",
+        LabState::Gone => "gone",
+    }
+}
+
+fn node_state(state: NodeState) -> &'static str {
+    match state {
+        NodeState::Running => "running",
+        NodeState::Stopped => "stopped",
+    }
+}
+
+fn up_down(state: UpDown) -> &'static str {
+    match state {
+        UpDown::Up => "up",
+        UpDown::Down => "down",
+    }
+}
+
+/// Where a lab runs, in a word.
+fn host(lab: &LabStatus) -> &'static str {
+    match lab.host {
+        HostKind::Native => "native",
+        HostKind::Emulated => "emulated",
     }
 }
 
@@ -53,19 +79,24 @@ pub(super) fn labs(labs: &[LabStatus]) -> String {
         return "no lab is up: `lab up FILE` starts one\n".to_owned();
     }
     let rows = labs.iter().map(|lab| {
-        let running = lab.nodes.iter().filter(|node| node.state == "running").count();
+        let running = lab
+            .nodes
+            .iter()
+            .filter(|node| node.state == NodeState::Running)
+            .count();
         vec![
             lab.name.clone(),
             state(lab).to_owned(),
             or_dash(lab.engine),
+            host(lab).to_owned(),
             format!("{running}/{}", lab.nodes.len()),
             lab.switches.len().to_string(),
             lab.file.display().to_string(),
         ]
     });
     table(
-        &["LAB", "STATE", "ENGINE", "NODES", "SWITCHES", "FILE"],
-        &[3, 4],
+        &["LAB", "STATE", "ENGINE", "HOST", "NODES", "SWITCHES", "FILE"],
+        &[4, 5],
         rows,
     )
 }
@@ -85,7 +116,7 @@ pub(super) fn nodes(lab: &LabStatus) -> String {
 fn node_rows(node: &NodeStatus) -> Vec<Vec<String>> {
     let about = [
         node.name.clone(),
-        node.state.to_owned(),
+        node_state(node.state).to_owned(),
         or_dash(node.engine),
         or_dash(node.pid),
     ];
@@ -95,7 +126,7 @@ fn node_rows(node: &NodeStatus) -> Vec<Vec<String>> {
             nic.switch.clone(),
             or_dash(nic.ip.as_ref()),
             nic.mac.clone(),
-            nic.link.to_owned(),
+            up_down(nic.link).to_owned(),
         ]
     };
     if node.nics.is_empty() {
@@ -124,8 +155,12 @@ fn node_rows(node: &NodeStatus) -> Vec<Vec<String>> {
 /// Everything about a lab.
 pub(super) fn lab(lab: &LabStatus) -> String {
     let mut text = format!("lab {} is {}", lab.name, state(lab));
+    if lab.host == HostKind::Emulated {
+        text.push_str(" in the emulated host");
+    }
     text.push_str(match lab.state {
         LabState::Incomplete => ": a `lab` was interrupted; `lab up` or `lab down` removes what it left\n\n",
+        LabState::Gone => return text + ", which has ended: `lab down` forgets it\n",
         _ => "\n\n",
     });
     text.push_str(&nodes(lab));
@@ -138,7 +173,7 @@ pub(super) fn lab(lab: &LabStatus) -> String {
         vec![
             switch.name.clone(),
             switch.bridge.clone(),
-            switch.state.to_owned(),
+            up_down(switch.state).to_owned(),
             or_dash(switch.pid),
             format!("{up}/{}", switch.ports.len()),
         ]
@@ -154,7 +189,7 @@ pub(super) fn lab(lab: &LabStatus) -> String {
         .iter()
         .flat_map(|switch| switch.ports.iter().map(move |port| (switch, port)))
         .map(|(switch, port)| {
-            let state = if port.state == PortState::Up { "up" } else { "down" };
+            let state = up_down(UpDown::of(port.state == PortState::Up));
             vec![
                 port.name.clone(),
                 switch.name.clone(),
@@ -181,11 +216,12 @@ pub(super) fn lab(lab: &LabStatus) -> String {
         ];
         text.push_str(&table(&header, &[3, 4, 5, 6, 7], ports));
     }
-    for switch in lab.switches.iter().filter(|switch| switch.state == "down") {
-        text.push_str(&format!(
-            "\nswitch {} is down: `vswitch up {}` brings it back with its ports\n",
+    for switch in lab.switches.iter().filter(|switch| switch.state == UpDown::Down) {
+        let _infallible = writeln!(
+            text,
+            "\nswitch {} is down: `vswitch up {}` brings it back with its ports",
             switch.name, switch.bridge
-        ));
+        );
     }
     text
 }
@@ -199,4 +235,15 @@ pub(super) fn images(images: &[Image]) -> String {
         .iter()
         .map(|image| vec![image.manifest.name.clone(), image.folder.display().to_string()]);
     table(&["IMAGE", "FOLDER"], &[], rows)
+}
+
+/// The emulated host.
+pub(super) fn host_status(state: &str, record: Option<&Record>) -> String {
+    let row = vec![
+        state.to_owned(),
+        or_dash(record.map(|record| record.process.pid)),
+        or_dash(record.map(|record| format!("{}M", record.memory_mib))),
+        or_dash(record.map(|record| &record.kernel)),
+    ];
+    table(&["STATE", "PID", "MEMORY", "KERNEL"], &[1, 2], [row])
 }

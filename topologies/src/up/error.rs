@@ -32,7 +32,7 @@ pub enum UpError {
     Program(#[from] ProgramError),
     /// An image is missing.
     #[error(transparent)]
-    Image(#[from] ImageError),
+    Image(Box<ImageError>),
     /// A process could not be started.
     #[error(transparent)]
     Process(#[from] ProcessError),
@@ -91,15 +91,33 @@ pub enum UpError {
         /// What the console said last.
         log: Vec<String>,
     },
+    /// The switch has no queues of a NIC.
+    #[error("NIC {nic} had no link within {seconds} s on switch {bridge}{}", Log(.log))]
+    NoLink {
+        /// The NIC's switch port.
+        nic: String,
+        /// Its switch.
+        bridge: String,
+        /// The limit.
+        seconds: u64,
+        /// What the console and the switch said last.
+        log: Vec<String>,
+    },
     /// The user or the system wants an end.
     #[error("interrupted; everything that was started has been stopped")]
     Interrupted,
     /// An earlier, interrupted start or stop left something that cannot be removed.
     #[error("what an interrupted `lab` left cannot be removed: {0}")]
-    Remains(#[source] RemoveError),
+    Remains(#[source] Box<RemoveError>),
     /// It failed, and not everything could be removed.
     #[error("{0}; and something stays behind: {1}; try `lab down` later")]
-    Left(Box<UpError>, #[source] RemoveError),
+    Left(Box<UpError>, #[source] Box<RemoveError>),
+}
+
+impl From<ImageError> for UpError {
+    fn from(error: ImageError) -> Self {
+        Self::Image(Box::new(error))
+    }
 }
 
 /// The end of a log below a message.

@@ -1,13 +1,18 @@
 //! Waits for a machine to be ready.
 
 use std::process::Child;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+use vswitch::client::Client;
+use vswitch::model::PortState;
+use vswitch::run_dir::BridgeDir;
 
 use super::{LOOK, TAIL, UpError};
 use crate::agent::Agent;
 use crate::control;
 use crate::engine::EngineKind;
-use crate::plan::NodePlan;
+use crate::plan::{NicPlan, NodePlan};
 use crate::process::tail;
 use crate::progress::Step;
 
@@ -25,29 +30,23 @@ pub(super) async fn ready(
     limit: Duration,
     step: Step,
 ) -> Result<(), UpError> {
+    // Tells a guest that does not boot from one that has no network.
+    let greeted = AtomicBool::new(false);
     let answering = async {
         while !control::answers(engine, &node.dir).await {
             tokio::time::sleep(LOOK).await;
         }
         if node.agent {
-            let channels = node.dir.channels();
-            loop {
-                let left = deadline.saturating_duration_since(Instant::now());
-                if let Ok(mut agent) = Agent::connect(&channels, left).await
-                    && agent.ping(left).await.is_ok()
-                {
-                    return;
-                }
-                tokio::time::sleep(LOOK).await;
-            }
+            agent_answers(&node, deadline).await;
+            greeted.store(true, Ordering::Relaxed);
+            links_up(&node).await;
         }
     };
-    let log = || tail(&node.dir.serial_log(), TAIL);
     tokio::select! {
         () = answering => {}
         failed = failure(&node, &mut child) => return Err(failed),
         () = tokio::time::sleep_until(deadline.into()) => {
-            return Err(UpError::Late { node: node.name.clone(), seconds: limit.as_secs(), log: log() });
+            return Err(late(&node, greeted.load(Ordering::Relaxed), limit).await);
         }
     }
     let pid = child.id();
@@ -57,6 +56,63 @@ pub(super) async fn ready(
         format!("running (pid {pid})")
     });
     Ok(())
+}
+
+async fn agent_answers(node: &NodePlan, deadline: Instant) {
+    let channels = node.dir.channels();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if let Ok(mut agent) = Agent::connect(&channels, left).await
+            && agent.ping(left).await.is_ok()
+        {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Why the machine is not ready in time.
+async fn late(node: &NodePlan, greeted: bool, limit: Duration) -> UpError {
+    for nic in &node.nics {
+        if greeted && !link_up(nic).await {
+            return UpError::NoLink {
+                nic: nic.port.clone(),
+                bridge: nic.bridge.clone(),
+                seconds: limit.as_secs(),
+                log: switch_log(&nic.bridge),
+            };
+        }
+    }
+    UpError::Late {
+        node: node.name.clone(),
+        seconds: limit.as_secs(),
+        log: tail(&node.dir.serial_log(), TAIL),
+    }
+}
+
+fn switch_log(bridge: &str) -> Vec<String> {
+    BridgeDir::new(bridge)
+        .map(|dir| tail(&dir.log(), TAIL))
+        .unwrap_or_default()
+}
+
+/// Our image's init sets every NIC up, so every switch port gets queues to serve.
+async fn links_up(node: &NodePlan) {
+    for nic in &node.nics {
+        while !link_up(nic).await {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+async fn link_up(nic: &NicPlan) -> bool {
+    let Ok(client) = Client::new(&nic.bridge) else {
+        return false;
+    };
+    client
+        .port(&nic.port)
+        .await
+        .is_ok_and(|port| port.state == PortState::Up)
 }
 
 /// Returns when the machine cannot become ready any more.
