@@ -1,6 +1,7 @@
 //! Checks a lab file's contents and fills in the defaults. Every problem is reported, not just the first.
 
 use std::collections::HashMap;
+use std::io::Read as _;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +27,8 @@ const MIN_MEMORY_MIB: u64 = 128;
 /// What a node boots that says nothing of it.
 const DEFAULT_IMAGE: &str = "debian";
 const DEFAULT_MEMORY_MIB: u64 = 512;
+/// The part of a kernel that says what it is.
+const KERNEL_HEADER: u64 = 0x206;
 /// The kernel refuses a longer command line; the rest is for the words that the lab adds.
 const MAX_CMDLINE: usize = 1024;
 
@@ -314,7 +317,14 @@ impl<'a> Checker<'a> {
                 return Boot::Image(image.value.clone());
             }
             (None, Some(kernel)) => {
+                let at = kernel.referenced;
                 let kernel = self.existing(kernel);
+                if is_kernel(&kernel) == Some(false) {
+                    self.refuse(
+                        at,
+                        "is neither a bzImage nor an ELF file; name a kernel for x86-64, e.g. /boot/vmlinuz-…",
+                    );
+                }
                 let initrd = spec.initrd.as_ref().map(|initrd| self.existing(initrd));
                 return Boot::Kernel { kernel, initrd };
             }
@@ -467,6 +477,17 @@ impl<'a> Checker<'a> {
             }
         }
     }
+}
+
+/// Whether a file can be a kernel; `None` if it cannot be read.
+fn is_kernel(path: &Path) -> Option<bool> {
+    let mut start = Vec::new();
+    std::fs::File::open(path)
+        .ok()?
+        .take(KERNEL_HEADER)
+        .read_to_end(&mut start)
+        .ok()?;
+    Some(start.starts_with(b"\x7fELF") || start.get(0x202..0x206) == Some(b"HdrS"))
 }
 
 /// Reads a host's address with its prefix length.

@@ -77,7 +77,8 @@ pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
         })
         // A third of the letters may be wrong, but never so many that any short word fits.
         .filter(|(distance, candidate)| {
-            *distance <= (candidate.len().max(word.len()) / 3).max(1) || candidate.starts_with(&word)
+            let longer = candidate.len().max(word.len());
+            (*distance <= (longer / 3).max(1) && *distance < longer) || candidate.starts_with(&word)
         })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)

@@ -194,7 +194,10 @@ fn a_node_boots_exactly_one_thing() {
         problems_with("image: base\n", "image: base\n    initrd: /dev/null\n").contains("has its own initrd")
     );
     assert!(problems_with("image: base\n", "kernel: /no/such\n").contains("cannot be opened"));
-    let lab = good(&TWO.replacen("image: base\n", "kernel: /dev/null\n", 1));
+    assert!(
+        problems_with("image: base\n", "kernel: /dev/zero\n").contains("neither a bzImage nor an ELF file")
+    );
+    let lab = good(&TWO.replacen("image: base\n", "kernel: /proc/self/exe\n", 1));
     assert!(!lab.nodes[0].agent);
 }
 

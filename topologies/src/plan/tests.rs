@@ -86,7 +86,8 @@ fn qemu_gets_shared_memory_and_one_vhost_user_device_for_each_nic() {
 
 #[test]
 fn a_kernel_without_our_init_gets_none_of_its_words() {
-    let plan = plan("name: t\nswitches: {lan: }\nnodes:\n  a: {kernel: /dev/null, nics: [{switch: lan}]}\n");
+    let plan =
+        plan("name: t\nswitches: {lan: }\nnodes:\n  a: {kernel: /proc/self/exe, nics: [{switch: lan}]}\n");
     assert_eq!(plan.nodes[0].cmdline, "console=ttyS0 panic=1");
 }
 
