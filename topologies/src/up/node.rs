@@ -18,6 +18,8 @@ use crate::progress::Step;
 
 /// How often the console is searched for a panic.
 const CONSOLE_LOOK: Duration = Duration::from_millis(250);
+/// Lines of the console in which the panic is looked for: a stack and more.
+const PANIC_TAIL: usize = 100;
 /// What Linux says when it gives up.
 const PANIC: &str = "Kernel panic - not syncing";
 
@@ -135,9 +137,17 @@ async fn failure(node: &NodePlan, child: &mut Child) -> UpError {
         if String::from_utf8_lossy(&console).contains(PANIC) {
             return UpError::Panicked {
                 node: node.name.clone(),
-                log: tail(&node.dir.serial_log(), TAIL),
+                log: around_panic(tail(&node.dir.serial_log(), PANIC_TAIL)),
             };
         }
         tokio::time::sleep(CONSOLE_LOOK).await;
     }
+}
+
+/// The panic's own line and what led to it; the stack below it says nothing to a user.
+fn around_panic(mut lines: Vec<String>) -> Vec<String> {
+    if let Some(at) = lines.iter().position(|line| line.contains(PANIC)) {
+        lines.truncate(at + 1);
+    }
+    lines.split_off(lines.len().saturating_sub(TAIL))
 }
