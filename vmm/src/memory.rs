@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::board::layout;
 
@@ -94,6 +94,8 @@ pub struct RamConfig {
 
 const PAGE: u64 = 4096;
 const HUGE_PAGE: u64 = 2 << 20;
+/// `HUGETLBFS_MAGIC` of `linux/magic.h`.
+const HUGETLBFS_MAGIC: rustix::fs::FsWord = 0x9584_58f6;
 /// Kernel, tables and start-up data need some room.
 const MIN_SIZE: u64 = 2 << 20;
 
@@ -153,17 +155,29 @@ impl GuestRam {
         Ok(())
     }
 
-    /// Gives all pages back to the host: the guest finds zeros, as after power-on.
+    /// Makes all of it zeros, as after power-on. Small pages are given back to the host; reserved huge pages are
+    /// written, since giving them back would lose the reservation to whoever asks next.
     pub fn clear(&self) -> Result<(), MemoryError> {
-        use rustix::fs::{FallocateFlags, fallocate};
+        use rustix::fs::{FallocateFlags, fallocate, fstatfs};
         for region in &self.regions {
-            fallocate(
-                &*region.memfd,
-                FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-                region.offset,
-                region.len,
-            )
-            .map_err(|e| MemoryError::File(e.into()))?;
+            let file = &*region.memfd;
+            let kind = fstatfs(file).map_err(|e| MemoryError::File(e.into()))?.f_type;
+            if kind == HUGETLBFS_MAGIC {
+                self.overwrite(region)?;
+            } else {
+                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                fallocate(file, flags, region.offset, region.len).map_err(|e| MemoryError::File(e.into()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn overwrite(&self, region: &RamRegion) -> Result<(), MemoryError> {
+        let zeros = vec![0; 64 << 10];
+        for at in (0..region.len).step_by(zeros.len()) {
+            self.mem
+                .write_slice(&zeros, GuestAddress(region.guest_addr + at))
+                .map_err(|e| MemoryError::Map(region.len, e.to_string()))?;
         }
         Ok(())
     }

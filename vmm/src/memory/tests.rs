@@ -49,6 +49,22 @@ fn cleared_ram_reads_as_zeros() {
     assert_eq!(ram.mem.read_obj::<u64>(GuestAddress(0x8000)).unwrap(), 0);
 }
 
+/// Runs where the host has huge pages to spare.
+#[test]
+fn cleared_huge_pages_read_as_zeros_and_stay_ours() {
+    let config = RamConfig {
+        size: 2 << 20,
+        hugepages: true,
+    };
+    let Ok(ram) = GuestRam::new(config) else { return };
+    ram.mem.write_obj(0x1234_u64, GuestAddress(0x8000)).unwrap();
+    let blocks = |ram: &GuestRam| rustix::fs::fstat(ram.regions[0].fd()).unwrap().st_blocks;
+    let before = blocks(&ram);
+    ram.clear().unwrap();
+    assert_eq!(ram.mem.read_obj::<u64>(GuestAddress(0x8000)).unwrap(), 0);
+    assert_eq!(blocks(&ram), before);
+}
+
 #[test]
 fn odd_sizes_are_refused() {
     for (size, hugepages) in [
