@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::agent::{Agent, Exec, Input, run_here};
 use crate::console::console;
 use crate::down::down;
-use crate::emulated::{self, Host, HostError};
+use crate::emulated::{self, Host};
 use crate::engine::{EngineArg, choose};
 use crate::initramfs::cache::Cache;
 use crate::lab::Lab;
@@ -91,13 +91,13 @@ async fn dispatch(args: Args) -> Result<ExitCode, CliError> {
             let (state, node) = node(&args.lab, &args.node, &run)?;
             let lab = &state.lab.name;
             if state.host == HostKind::Emulated {
-                return forwarded(words(&["console", "--lab", lab, &node]), true).await;
+                return forwarded(lab, words(&["console", "--lab", lab, &node]), true).await;
             }
             console(&node, &run.lab(lab).node(&node)).await?;
         }
         Command::Measure(args) => return measure_between(&args, &run, format).await,
         Command::Image(command) => images(&command, format)?,
-        Command::Host(command) => emulated_host(&command, format).await?,
+        Command::Host(command) => return emulated_host(&command, format).await,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "lab", &mut io::stdout());
         }
@@ -115,8 +115,8 @@ fn words(words: &[&str]) -> Vec<String> {
 }
 
 /// Runs the command in the emulated host; its exit code is ours.
-async fn forwarded(arguments: Vec<String>, tty: bool) -> Result<ExitCode, CliError> {
-    Ok(inside::forward(arguments, tty).await?.into())
+async fn forwarded(lab: &str, arguments: Vec<String>, tty: bool) -> Result<ExitCode, CliError> {
+    Ok(inside::forward(lab, arguments, tty).await?.into())
 }
 
 fn format_words(format: Format) -> Vec<String> {
@@ -171,9 +171,8 @@ async fn take_down(args: &DownArgs, run: &RunDir, format: Format) -> Result<Exit
         let seconds = grace.to_string();
         let mut arguments = words(&["down", "--lab", &name, "--grace", &seconds]);
         arguments.extend(format_words(format));
-        let code = match inside::forward(arguments, false).await {
-            // With its host the lab has ended.
-            Err(CliError::Host(HostError::Down)) => {
+        let code = match inside::forward(&name, arguments, false).await {
+            Err(CliError::Gone(_)) => {
                 print(&format!("lab {name} is down: its emulated host had ended\n"))?;
                 0
             }
@@ -275,7 +274,7 @@ async fn exec(args: &ExecArgs, run: &RunDir) -> Result<ExitCode, CliError> {
         arguments.extend(args.tty.then(|| "--tty".to_owned()));
         arguments.extend([node, "--".to_owned()]);
         arguments.extend(args.command.iter().cloned());
-        return forwarded(arguments, args.tty).await;
+        return forwarded(&state.lab.name, arguments, args.tty).await;
     }
     let mut agent = connect(&state.lab, &node, run).await?;
     let exec = Exec {
@@ -309,7 +308,7 @@ async fn measure_between(args: &MeasureArgs, run: &RunDir, format: Format) -> Re
             &seconds,
         ]);
         arguments.extend(format_words(format));
-        return forwarded(arguments, false).await;
+        return forwarded(&state.lab.name, arguments, false).await;
     }
     let (from_address, to_address) = common_addresses(&state.lab, &from, &to)
         .ok_or_else(|| CliError::NoCommonSwitch(from.clone(), to.clone()))?;
@@ -396,7 +395,7 @@ fn images(command: &ImageCommand, format: Format) -> Result<(), CliError> {
     }
 }
 
-async fn emulated_host(command: &HostCommand, format: Format) -> Result<(), CliError> {
+async fn emulated_host(command: &HostCommand, format: Format) -> Result<ExitCode, CliError> {
     let host = Host::of_user();
     let progress = Progress::new();
     match command {
@@ -422,12 +421,14 @@ async fn emulated_host(command: &HostCommand, format: Format) -> Result<(), CliE
                 emulated::Status::Silent(record) => ("silent", Some(record)),
             };
             if format == Format::Json {
-                return print_json(&serde_json::json!({ "state": state, "host": record }));
+                print_json(&serde_json::json!({ "state": state, "host": record }))?;
+            } else {
+                print(&table::host_status(state, record))?;
             }
-            print(&table::host_status(state, record))?;
         }
+        HostCommand::Exec { tty, command } => return Ok(inside::run(command.clone(), *tty).await?.into()),
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 fn print(text: &str) -> Result<(), CliError> {

@@ -208,4 +208,18 @@ pub(super) enum HostCommand {
     Status,
     /// Stop it and everything in it
     Down,
+    /// Run a command in it; its output, input and exit code are the command's
+    #[command(after_help = "Examples:
+  lab host exec -- vswitch show iperf.lan
+  lab host exec -t -- sh
+
+Exit codes: the command's; 128 and its number for a signal.")]
+    Exec {
+        /// Give the command a terminal
+        #[arg(long, short)]
+        tty: bool,
+        /// The command and its arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::CliError;
 use crate::agent::run_here;
-use crate::emulated::{DEFAULT_MEMORY_MIB, Host, command_like_here, visible};
+use crate::emulated::{DEFAULT_MEMORY_MIB, Host, HostError, command_like_here, visible};
 use crate::initramfs::cache::Cache;
 use crate::lab::Lab;
 use crate::lock::{Lock, make_folder};
@@ -43,7 +43,7 @@ pub(super) async fn up(file: &Path, lab: Lab, run: &RunDir, options: Vec<String>
     state.save(&dir)?;
     let mut arguments = vec!["up".to_owned(), file.display().to_string()];
     arguments.extend(options);
-    let started = forward(arguments, false).await;
+    let started = forward(&state.lab.name, arguments, false).await;
     if let Ok(0) = started {
         state.phase = Phase::Running;
         state.save(&dir)?;
@@ -78,11 +78,20 @@ pub(super) async fn status(state: &State) -> Result<LabStatus, CliError> {
     Ok(view)
 }
 
-/// Runs `lab` with `arguments` inside, on this terminal, and returns its exit code.
-pub(super) async fn forward(arguments: Vec<String>, tty: bool) -> Result<u8, CliError> {
-    let mut agent = Host::of_user().connect().await?;
+/// Runs `lab` with `arguments` about lab `lab` inside, on this terminal, and returns its exit code.
+pub(super) async fn forward(lab: &str, arguments: Vec<String>, tty: bool) -> Result<u8, CliError> {
     let mut argv = vec![program()?];
     argv.extend(arguments);
+    match run(argv, tty).await {
+        // With its host the lab has ended.
+        Err(CliError::Host(HostError::Down)) => Err(CliError::Gone(lab.to_owned())),
+        other => other,
+    }
+}
+
+/// Runs any command inside, on this terminal, and returns its exit code.
+pub(super) async fn run(argv: Vec<String>, tty: bool) -> Result<u8, CliError> {
+    let mut agent = Host::of_user().connect().await?;
     let tty = tty && std::io::stdin().is_terminal();
     let code = run_here(&mut agent, &command_like_here(argv), tty).await?;
     Ok(u8::try_from(code).unwrap_or(super::FAILED))

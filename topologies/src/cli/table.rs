@@ -154,15 +154,20 @@ fn node_rows(node: &NodeStatus) -> Vec<Vec<String>> {
 
 /// Everything about a lab.
 pub(super) fn lab(lab: &LabStatus) -> String {
+    if lab.state == LabState::Gone {
+        return format!(
+            "lab {0} ran in an emulated host that has ended; `lab down --lab {0}` forgets it\n",
+            lab.name
+        );
+    }
     let mut text = format!("lab {} is {}", lab.name, state(lab));
     if lab.host == HostKind::Emulated {
         text.push_str(" in the emulated host");
     }
-    text.push_str(match lab.state {
-        LabState::Incomplete => ": a `lab` was interrupted; `lab up` or `lab down` removes what it left\n\n",
-        LabState::Gone => return text + ", which has ended: `lab down` forgets it\n",
-        _ => "\n\n",
-    });
+    if lab.state == LabState::Incomplete {
+        text.push_str(": a `lab` was interrupted; `lab up` or `lab down` removes what it left");
+    }
+    text.push_str("\n\n");
     text.push_str(&nodes(lab));
     let switches = lab.switches.iter().map(|switch| {
         let up = switch
@@ -219,8 +224,14 @@ pub(super) fn lab(lab: &LabStatus) -> String {
     for switch in lab.switches.iter().filter(|switch| switch.state == UpDown::Down) {
         let _infallible = writeln!(
             text,
-            "\nswitch {} is down: `vswitch up {}` brings it back with its ports",
-            switch.name, switch.bridge
+            "\nswitch {} is down: `{}vswitch up {}` brings it back with its ports",
+            switch.name,
+            if lab.host == HostKind::Emulated {
+                "lab host exec -- "
+            } else {
+                ""
+            },
+            switch.bridge
         );
     }
     text
