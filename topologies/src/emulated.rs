@@ -40,6 +40,11 @@ const TURN: Duration = Duration::from_mins(4);
 /// How often something awaited is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// Has the kernel inside forget which names stand for which files. The first time only takes
+/// the mark of recent use from the overlay's names, the second frees them and with them their hold on the names of 9p, which
+/// then take two times as well. Contents stay cached: a file that changed outside is another file to 9p.
+const FORGET_NAMES: &str = "for i in 1 2 3 4; do echo 2 > /proc/sys/vm/drop_caches; done";
+
 /// Why there is no emulated host to work with.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
@@ -371,15 +376,10 @@ impl Host {
         Ok(agent.output(&exec, Input::Empty).await?)
     }
 
-    /// See the outer machine's files as they are now: forget which names stand for which files (2), without a word in the kernel's
-    /// log (4). Contents stay cached; a file that changed outside is another file to 9p.
+    /// See the outer machine's files as they are now, not as they were when they were last looked at.
     async fn refresh(&self, agent: &mut Agent) -> Result<(), HostError> {
         let exec = Exec {
-            argv: vec![
-                "sh".into(),
-                "-c".into(),
-                "echo 6 > /proc/sys/vm/drop_caches".into(),
-            ],
+            argv: ["sh", "-c", FORGET_NAMES].map(Into::into).into(),
             ..Exec::default()
         };
         agent.output(&exec, Input::Empty).await?;

@@ -4,7 +4,9 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use topologies::agent::{Control, Exec, Input, Stdio};
-use topologies::emulated::{CHANNELS, DEFAULT_MEMORY_MIB, Host, HostError, Status, command_like_here};
+use topologies::emulated::{
+    CHANNELS, DEFAULT_MEMORY_MIB, Host, HostError, Record, Status, command_like_here,
+};
 use topologies::initramfs::cache::Cache;
 
 fn say(line: &str) {
@@ -22,10 +24,33 @@ async fn shell(host: &Host, script: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// An emulated host with a run folder of its own that a failed test does not leave running.
+struct Fresh {
+    run: tempfile::TempDir,
+    host: Host,
+}
+
+impl Fresh {
+    fn new() -> Self {
+        let run = tempfile::tempdir().unwrap();
+        let host = Host::in_folder(run.path().join("emulated-host"));
+        Self { run, host }
+    }
+}
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        let record = fs::read(self.run.path().join("emulated-host/host.json")).unwrap_or_default();
+        if let Ok(record) = serde_json::from_slice::<Record>(&record) {
+            record.process.signal(rustix::process::Signal::KILL);
+        }
+    }
+}
+
 #[tokio::test]
 async fn e2e_the_emulated_host_runs_the_outer_machines_programs_with_kvm() {
-    let run = tempfile::tempdir().unwrap();
-    let host = Host::in_folder(run.path().join("emulated-host"));
+    let fresh = Fresh::new();
+    let (run, host) = (&fresh.run, &fresh.host);
     assert_eq!(host.status().await, Status::Down);
     assert!(matches!(host.connect().await, Err(HostError::Down)));
 
@@ -40,11 +65,11 @@ async fn e2e_the_emulated_host_runs_the_outer_machines_programs_with_kvm() {
     assert_eq!(host.status().await, Status::Up(record.clone()));
 
     assert_eq!(
-        shell(&host, "test -c /dev/kvm && grep -c svm /proc/cpuinfo").await,
+        shell(host, "test -c /dev/kvm && grep -c svm /proc/cpuinfo").await,
         "1\n"
     );
     assert_eq!(
-        shell(&host, "id -u; uname -r").await,
+        shell(host, "id -u; uname -r").await,
         format!("0\n{}\n", record.kernel)
     );
     // A program of the outer machine, and the modules of the inner kernel.
@@ -58,24 +83,24 @@ async fn e2e_the_emulated_host_runs_the_outer_machines_programs_with_kvm() {
     let marker = std::path::absolute("marker-of-the-emulated-host-test").unwrap();
     fs::write(&marker, "outside").unwrap();
     let path = marker.display();
-    assert_eq!(shell(&host, &format!("cat {path}")).await, "outside");
+    assert_eq!(shell(host, &format!("cat {path}")).await, "outside");
     shell(
         &host,
         &format!("echo inside > {path}; test $(cat {path}) = inside"),
     )
     .await;
     assert_eq!(fs::read_to_string(&marker).unwrap(), "outside");
-    assert_eq!(shell(&host, &format!("cat /run/outer{path}")).await, "outside");
+    assert_eq!(shell(host, &format!("cat /run/outer{path}")).await, "outside");
     fs::remove_file(&marker).unwrap();
 
     // A file replaced outside is seen anew.
     let changing = std::path::absolute("changing-file-of-the-emulated-host-test").unwrap();
-    for contents in ["one", "two and more"] {
+    for contents in (1..12).map(|i| "x".repeat(i)) {
         let new = changing.with_extension("new");
-        fs::write(&new, contents).unwrap();
+        fs::write(&new, &contents).unwrap();
         fs::rename(&new, &changing).unwrap();
         assert_eq!(
-            shell(&host, &format!("cat {}", changing.display())).await,
+            shell(host, &format!("cat {}", changing.display())).await,
             contents
         );
     }
@@ -120,7 +145,7 @@ async fn e2e_the_emulated_host_runs_the_outer_machines_programs_with_kvm() {
     };
     agent.run(&sleep, stdio).await.unwrap_err();
     drop(agent);
-    shell(&host, "while pgrep -x sleep; do :; done").await;
+    shell(host, "while pgrep -x sleep; do :; done").await;
 
     assert!(host.down(&say).await.unwrap());
     assert_eq!(host.status().await, Status::Down);
@@ -136,8 +161,8 @@ async fn e2e_the_emulated_host_runs_the_outer_machines_programs_with_kvm() {
 
 #[tokio::test]
 async fn e2e_a_killed_emulated_host_is_noticed_and_booted_again() {
-    let run = tempfile::tempdir().unwrap();
-    let host = Host::in_folder(run.path().join("emulated-host"));
+    let fresh = Fresh::new();
+    let host = &fresh.host;
     let cache = Cache::of_user();
     let first = host.up(1024, &cache, &say).await.unwrap();
     first.process.end(Duration::ZERO).await.unwrap();
@@ -146,6 +171,6 @@ async fn e2e_a_killed_emulated_host_is_noticed_and_booted_again() {
     let second = host.up(1024, &cache, &say).await.unwrap();
     eprintln!("booted in {:?}", again.elapsed());
     assert_ne!(first.process, second.process);
-    assert_eq!(shell(&host, "echo up").await, "up\n");
+    assert_eq!(shell(host, "echo up").await, "up\n");
     assert!(host.down(&say).await.unwrap());
 }

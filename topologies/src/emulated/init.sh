@@ -12,11 +12,12 @@ ln -s /proc/self/fd /dev/fd
 modprobe -a $(cat /etc/netyard/modules) 2>/dev/null
 hostname emulated
 ip link set lo up
+# Names are dropped from the cache for every session; the kernel's log needs no line about each.
+echo 4 > /proc/sys/vm/drop_caches
 
 for word in $(cat /proc/cmdline); do
     case $word in
         netyard.9p=*) options=${word#*=} ;;
-        netyard.cgroup) ;;
     esac
 done
 mount -t 9p -o "ro,trans=virtio,version=9p2000.L,$options" outer /outer
