@@ -74,7 +74,7 @@ async fn e2e_the_emulated_host_runs_the_outer_machines_programs_with_kvm() {
     );
     // A program of the outer machine, and the modules of the inner kernel.
     shell(
-        &host,
+        host,
         "ip link add br9 type bridge && ip link show br9 && ip link del br9",
     )
     .await;
@@ -85,7 +85,7 @@ async fn e2e_the_emulated_host_runs_the_outer_machines_programs_with_kvm() {
     let path = marker.display();
     assert_eq!(shell(host, &format!("cat {path}")).await, "outside");
     shell(
-        &host,
+        host,
         &format!("echo inside > {path}; test $(cat {path}) = inside"),
     )
     .await;
