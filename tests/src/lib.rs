@@ -4,6 +4,7 @@
 pub mod bench;
 pub mod bin;
 pub mod deadline;
+pub mod lab;
 pub mod markdown;
 pub mod pktgen;
 pub mod switch;
