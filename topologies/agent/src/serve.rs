@@ -194,8 +194,12 @@ impl Session {
             return self.greet(&frame.payload);
         }
         if !self.greeted {
-            // The tail of an earlier client's session.
-            return Ok(());
+            // The tail of an earlier client's session, or one of a client that talked to the agent before this machine booted
+            // anew. That one asks from time to time, and is told.
+            return match frame.kind {
+                Kind::Ping => Err("the machine was started anew, and the command is gone".to_owned()),
+                _ => Ok(()),
+            };
         }
         match frame.kind {
             Kind::Exec => self.exec(&frame.payload, launcher),

@@ -2,15 +2,22 @@
 
 use std::fmt;
 use std::io::{self, Write};
+use std::time::Duration;
 
 use netyard_agent::frame::{Frame, Kind, MAX_PAYLOAD, encode};
 use netyard_agent::message::{Exec, STDIN_WINDOW, Size, exit_code};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, interval_at};
 
 use super::{Agent, AgentError};
 
 /// The most that [`Agent::output`] holds of each stream.
 pub const CAPTURE_LIMIT: usize = 16 * 1024 * 1024;
+
+/// How often a running command's agent is asked whether it is still there.
+const ASK_EVERY: Duration = Duration::from_secs(2);
+/// How long an agent may leave that without answer: longer than a guest in an emulated host takes to boot.
+const SILENCE: Duration = Duration::from_secs(180);
 
 /// What the command reads.
 #[derive(Debug, Default)]
@@ -119,6 +126,8 @@ impl Agent {
         let mut running = Running::new(stdio);
         encode(&mut running.to_send, Kind::Exec, &request);
         let mut buffer = vec![0; 64 * 1024];
+        let mut heard = Instant::now();
+        let mut asking = interval_at(heard + ASK_EVERY, ASK_EVERY);
         loop {
             while let Some(frame) = self
                 .decoder
@@ -137,9 +146,21 @@ impl Agent {
                     ready.map_err(AgentError::HungUp)?;
                     match self.stream.try_read(&mut buffer) {
                         Ok(0) => return Err(AgentError::HungUp(io::ErrorKind::UnexpectedEof.into())),
-                        Ok(n) => self.decoder.push(&buffer[..n]),
+                        Ok(n) => {
+                            self.decoder.push(&buffer[..n]);
+                            heard = Instant::now();
+                        }
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                         Err(error) => return Err(AgentError::HungUp(error)),
+                    }
+                }
+                _ = asking.tick() => {
+                    if heard.elapsed() > SILENCE {
+                        return Err(AgentError::HungUp(io::ErrorKind::TimedOut.into()));
+                    }
+                    // A guest that boots anew closes no connection: only asking tells.
+                    if running.to_send.is_empty() {
+                        encode(&mut running.to_send, Kind::Ping, b"");
                     }
                 }
                 ready = self.stream.writable(), if !running.to_send.is_empty() => {

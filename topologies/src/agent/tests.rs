@@ -205,3 +205,43 @@ async fn refusals_and_hang_ups_are_errors_that_say_so() {
     let long = agent.output(&shell(&"x".repeat(70_000)), Input::Empty).await;
     assert!(matches!(long, Err(AgentError::TooLong(_))), "{long:?}");
 }
+
+#[tokio::test]
+async fn a_command_ends_when_the_machine_boots_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let channels = Channels::new(folder.path(), 1);
+    let listener = UnixListener::bind(channels.socket(0)).unwrap();
+    std::thread::spawn(move || {
+        let (mut channel, _) = listener.accept().unwrap();
+        // The agent of before the boot: it greets, takes the command, and is never heard of again.
+        let (mut decoder, mut taken) = (Decoder::new(), Vec::new());
+        let mut buffer = [0; 4096];
+        while taken.last() != Some(&Kind::Exec) {
+            let n = io::Read::read(&mut channel, &mut buffer).unwrap();
+            decoder.push(&buffer[..n]);
+            while let Some(frame) = decoder.next_frame().unwrap() {
+                taken.push(frame.kind);
+                if frame.kind == Kind::Hello {
+                    let mut answer = Vec::new();
+                    encode(&mut answer, Kind::Hello, &frame.payload);
+                    io::Write::write_all(&mut channel, &answer).unwrap();
+                }
+                if frame.kind == Kind::Exec {
+                    break;
+                }
+            }
+        }
+        channel.set_nonblocking(true).unwrap();
+        let launcher = Launcher {
+            program: launcher_script(),
+            root: None,
+        };
+        serve(&channel, &launcher).unwrap();
+    });
+    let mut agent = Agent::connect(&channels, LIMIT).await.unwrap();
+    let lost = agent
+        .output(&shell("sleep 1000"), Input::Empty)
+        .await
+        .unwrap_err();
+    assert!(lost.to_string().contains("started anew"), "{lost}");
+}
