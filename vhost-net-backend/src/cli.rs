@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
@@ -146,6 +146,27 @@ fn capabilities() -> serde_json::Value {
     })
 }
 
+/// The state of the wire, on its way to the session, which may be there later than the wire.
+#[derive(Default)]
+struct Carrier {
+    up: bool,
+    session: Option<Arc<SessionHandle>>,
+}
+
+impl Carrier {
+    fn set(&mut self, up: bool) {
+        self.up = up;
+        if let Some(session) = &self.session {
+            session.set_link(up);
+        }
+    }
+
+    fn attach(&mut self, session: Arc<SessionHandle>) {
+        session.set_link(self.up);
+        self.session = Some(session);
+    }
+}
+
 fn run(args: &Args) -> Result<(), Failure> {
     // Signals first: one that comes while things start must still end them in order.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -164,15 +185,15 @@ fn run(args: &Args) -> Result<(), Failure> {
         mtu: args.mtu,
         ..PortConfig::new(name)
     };
-    let handle: Arc<OnceLock<SessionHandle>> = Arc::default();
+    let carrier: Arc<Mutex<Carrier>> = Arc::default();
 
     let (wires, link): (Vec<Box<dyn Wire>>, _) = if let Some(path) = &args.connect {
-        let handle = Arc::clone(&handle);
+        let carrier = Arc::clone(&carrier);
         fit(&mut port, path);
+        // The VM's NIC has a link while its rings are linked to the other back-end's.
+        port.link_up = false;
         let (link, wires) = Link::start(path.clone(), port.queue_pairs, move |up| {
-            if let Some(handle) = handle.get() {
-                handle.set_link(up);
-            }
+            carrier.lock().unwrap_or_else(PoisonError::into_inner).set(up);
         })?;
         (
             wires.into_iter().map(|wire| Box::new(wire) as _).collect(),
@@ -196,10 +217,10 @@ fn run(args: &Args) -> Result<(), Failure> {
         SocketConfig::server(path)
     };
     let plane: Arc<dyn DevicePlane> = Arc::clone(&nic) as _;
-    let session = Session::spawn(socket, port, plane)?;
-    let session = handle.get_or_init(|| session);
+    let session = Arc::new(Session::spawn(socket, port, plane)?);
     if link.is_some() {
-        session.set_link(link.as_ref().is_some_and(Link::is_up));
+        let mut carrier = carrier.lock().unwrap_or_else(PoisonError::into_inner);
+        carrier.attach(Arc::clone(&session));
     }
 
     runtime.block_on(async {

@@ -1,5 +1,7 @@
 //! What a port offers to its front-end: features and the configuration space.
 
+use std::ops::Range;
+
 use virtio::features as f;
 
 /// The most queue pairs of a device.
@@ -10,6 +12,9 @@ pub const MIN_MTU: u16 = 68;
 
 /// The size of `struct virtio_net_config` as far as it is filled in here: mac, status, max pairs, mtu.
 const CONFIG_FIELDS: usize = 12;
+
+/// Where in it the link state is.
+pub(crate) const STATUS: Range<usize> = 6..8;
 
 /// Features that are offered whatever the plane can do: how rings work, not what frames look like.
 const RING_FEATURES: u64 =
@@ -52,6 +57,8 @@ pub struct PortConfig {
     pub mtu: Option<u16>,
     /// Feature bits that the data plane can serve; bits of the rings themselves are always offered.
     pub features: u64,
+    /// The link state until the owner sets another.
+    pub link_up: bool,
 }
 
 impl PortConfig {
@@ -63,6 +70,7 @@ impl PortConfig {
             mac: None,
             mtu: None,
             features: u64::MAX,
+            link_up: true,
         }
     }
 
@@ -122,7 +130,7 @@ impl PortConfig {
     pub fn config_space(&self, link_up: bool, offset: usize, size: usize) -> Vec<u8> {
         let mut fields = [0u8; CONFIG_FIELDS];
         fields[..6].copy_from_slice(&self.mac.unwrap_or_default());
-        fields[6..8].copy_from_slice(&if link_up { virtio::net::STATUS_LINK_UP } else { 0 }.to_le_bytes());
+        fields[STATUS].copy_from_slice(&if link_up { virtio::net::STATUS_LINK_UP } else { 0 }.to_le_bytes());
         fields[8..10].copy_from_slice(&self.queue_pairs.to_le_bytes());
         fields[10..12].copy_from_slice(&self.mtu.unwrap_or_default().to_le_bytes());
         fields

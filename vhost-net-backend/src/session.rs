@@ -3,6 +3,7 @@
 //! A session has a thread of its own, which may sleep on the socket but never on a peer: it waits with deadlines
 //! and for its stop signal at once, and hands the `vhost` crate only messages that have wholly arrived.
 
+mod back_channel;
 mod connection;
 mod handler;
 mod rings;
@@ -123,21 +124,32 @@ pub(crate) struct Shared {
     stop: OwnedFd,
     stopping: AtomicBool,
     link_up: AtomicBool,
+    /// Counts changes of the link state that the session's thread has not looked at.
+    link_changed: OwnedFd,
     status: Mutex<SessionStatus>,
 }
 
 impl Shared {
-    fn new() -> io::Result<Self> {
+    fn new(link_up: bool) -> io::Result<Self> {
+        let event = || rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         Ok(Self {
-            stop: rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            stop: event()?,
             stopping: AtomicBool::new(false),
-            link_up: AtomicBool::new(true),
+            link_up: AtomicBool::new(link_up),
+            link_changed: event()?,
             status: Mutex::default(),
         })
     }
 
     fn link_up(&self) -> bool {
-        self.link_up.load(Ordering::Relaxed)
+        self.link_up.load(Ordering::Acquire)
+    }
+
+    /// Set the link state, and have the session's thread tell the front-end of it.
+    fn set_link(&self, up: bool) {
+        if self.link_up.swap(up, Ordering::AcqRel) != up {
+            let _ = rustix::io::write(&self.link_changed, &1u64.to_ne_bytes());
+        }
     }
 
     fn status(&self) -> MutexGuard<'_, SessionStatus> {
@@ -171,7 +183,7 @@ impl Session {
         plane: Arc<dyn DevicePlane>,
     ) -> Result<SessionHandle, SessionError> {
         port.check()?;
-        let shared = Arc::new(Shared::new()?);
+        let shared = Arc::new(Shared::new(port.link_up)?);
         let server = match socket.mode {
             SocketMode::Server => Some(Server::bind(&socket.path)?),
             SocketMode::Client => None,
@@ -215,9 +227,10 @@ impl SessionHandle {
         }
     }
 
-    /// Set the link state that the front-end reads from the configuration space.
+    /// Set the link state that the front-end reads from the configuration space. Never waits; a front-end that
+    /// gave a back-end channel is told when it changes.
     pub fn set_link(&self, up: bool) {
-        self.shared.link_up.store(up, Ordering::Relaxed);
+        self.shared.set_link(up);
     }
 
     /// What the session is doing.
@@ -296,7 +309,7 @@ impl Worker {
         );
         let handler = Arc::new(Mutex::new(handler));
         let result = Connection::new(stream, Arc::clone(&handler), self.socket.patience)
-            .and_then(|mut connection| connection.serve(&self.shared.stop, server));
+            .and_then(|mut connection| connection.serve(&self.shared, server));
         // Rings first, memory after them: `Handler` owns the mappings and goes last.
         self.plane.disconnected();
         drop(handler);

@@ -19,7 +19,7 @@ use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
 use super::handler::Handler;
 use super::socket::Server;
-use super::timespec;
+use super::{Shared, timespec};
 
 /// Bytes of a message header: request, flags, size.
 const HEADER: usize = 12;
@@ -91,6 +91,14 @@ impl Header {
     fn is(self, request: FrontendReq) -> bool {
         self.request == u32::from(request)
     }
+
+    fn refused(self) -> ConnectionError {
+        ConnectionError::Header {
+            request: self.request,
+            flags: self.flags,
+            size: self.size,
+        }
+    }
 }
 
 /// What the wait for the next message came to.
@@ -122,11 +130,11 @@ impl Connection {
         })
     }
 
-    /// Serve requests until the front-end goes, breaks the protocol, or `stop` becomes readable.
-    pub(super) fn serve(&mut self, stop: &OwnedFd, server: Option<&Server>) -> Result<(), ConnectionError> {
+    /// Serve requests until the front-end goes, breaks the protocol, or the session is to stop.
+    pub(super) fn serve(&mut self, shared: &Shared, server: Option<&Server>) -> Result<(), ConnectionError> {
         let mut greeted = false;
         loop {
-            match self.next(stop, server, greeted)? {
+            match self.next(shared, server, greeted)? {
                 Next::Stop | Next::Closed => return Ok(()),
                 Next::Message(header) => self.handle(header)?,
             }
@@ -145,6 +153,9 @@ impl Connection {
         if header.is(FrontendReq::SET_VRING_ENABLE) {
             return self.set_vring_enable(header);
         }
+        if header.is(FrontendReq::SET_BACKEND_REQ_FD) {
+            return self.set_back_channel(header);
+        }
         let result = self.requests.handle_request();
         let kept = std::mem::take(&mut self.handler().keep);
         match result {
@@ -160,7 +171,7 @@ impl Connection {
 
     /// `VHOST_USER_NET_SET_MTU`, which the `vhost` crate does not know.
     fn set_mtu(&self, header: Header) -> Result<(), ConnectionError> {
-        let mtu = self.take(header)?;
+        let mtu = self.take_u64(header)?;
         let refused = |error| ConnectionError::Request {
             request: header.request,
             error,
@@ -177,7 +188,7 @@ impl Connection {
     /// `VHOST_USER_SET_VRING_ENABLE`, which the `vhost` crate takes only after `SET_FEATURES`. QEMU sends it for the
     /// rings of unused queue pairs as soon as protocol features are negotiated.
     fn set_vring_enable(&self, header: Header) -> Result<(), ConnectionError> {
-        let state = self.take(header)?.to_ne_bytes();
+        let state = self.take_u64(header)?.to_ne_bytes();
         let word = |at: usize| u32::from_ne_bytes([state[at], state[at + 1], state[at + 2], state[at + 3]]);
         let result = self.handler().set_vring_state(word(0), word(4));
         self.answer(header, result.is_ok())?;
@@ -187,9 +198,35 @@ impl Connection {
         })
     }
 
-    /// Take a message whose payload is eight bytes off the socket.
-    fn take(&self, header: Header) -> Result<u64, ConnectionError> {
-        let mut message = [0u8; HEADER + 8];
+    /// `VHOST_USER_SET_BACKEND_REQ_FD`, of which the `vhost` crate makes a channel that waits for its reader and
+    /// cannot tell of a changed configuration.
+    fn set_back_channel(&self, header: Header) -> Result<(), ConnectionError> {
+        let (_, mut fds) = self.take::<HEADER>(header)?;
+        let result = match (fds.pop(), fds.pop()) {
+            (Some(socket), None) => self.handler().set_back_channel(socket),
+            _ => Err(VhostError::IncorrectFds),
+        };
+        self.answer(header, result.is_ok())?;
+        result.map_err(|error| ConnectionError::Request {
+            request: header.request,
+            error,
+        })
+    }
+
+    /// Take a message whose payload is eight bytes, and no descriptor, off the socket.
+    fn take_u64(&self, header: Header) -> Result<u64, ConnectionError> {
+        let (message, fds) = self.take::<{ HEADER + 8 }>(header)?;
+        if !fds.is_empty() {
+            return Err(header.refused());
+        }
+        let mut value = [0u8; 8];
+        value.copy_from_slice(&message[HEADER..]);
+        Ok(u64::from_ne_bytes(value))
+    }
+
+    /// Take a message of `SIZE` bytes, and what comes with it, off the socket.
+    fn take<const SIZE: usize>(&self, header: Header) -> Result<([u8; SIZE], Vec<OwnedFd>), ConnectionError> {
+        let mut message = [0u8; SIZE];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_ATTACHED_FD_ENTRIES))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         // Whether there are descriptors shows only now: a look at one message sees those of the next as well.
@@ -199,17 +236,18 @@ impl Connection {
             &mut control,
             RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC,
         )?;
-        let alone = control.drain().next().is_none() && !taken.flags.contains(ReturnFlags::CTRUNC);
-        if header.size != 8 || !alone || taken.bytes != message.len() {
-            return Err(ConnectionError::Header {
-                request: header.request,
-                flags: header.flags,
-                size: header.size,
-            });
+        let mut fds = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(more) = message {
+                fds.extend(more);
+            }
         }
-        let mut value = [0u8; 8];
-        value.copy_from_slice(&message[HEADER..]);
-        Ok(u64::from_ne_bytes(value))
+        let whole = taken.bytes == SIZE && !taken.flags.contains(ReturnFlags::CTRUNC);
+        if HEADER + header.size as usize == SIZE && whole {
+            Ok((message, fds))
+        } else {
+            Err(header.refused())
+        }
     }
 
     /// Reply with 0 or 1 to a request that wants it; false when it does not.
@@ -230,18 +268,21 @@ impl Connection {
         }
     }
 
-    /// Wait until a whole message is there and a reply would find room.
-    fn next(&self, stop: &OwnedFd, server: Option<&Server>, greeted: bool) -> Result<Next, ConnectionError> {
+    /// Wait until a whole message is there and a reply would find room; meanwhile tell the front-end what is new.
+    fn next(&self, shared: &Shared, server: Option<&Server>, greeted: bool) -> Result<Next, ConnectionError> {
+        let stop = &shared.stop;
         let deadline = (!greeted).then(|| Instant::now() + self.patience);
         loop {
+            let untold = self.handler().tell_link();
             let limit = match deadline {
                 Some(at) => Some(at.saturating_duration_since(Instant::now())),
-                None => self.handler().has_memory().then_some(LOOK),
+                None => (untold || self.handler().has_memory()).then_some(LOOK),
             };
             let limit = limit.map(timespec);
             let mut poll = vec![
                 PollFd::new(stop, PollFlags::IN),
                 PollFd::new(&self.stream, PollFlags::IN | PollFlags::RDHUP),
+                PollFd::new(&shared.link_changed, PollFlags::IN),
             ];
             if let Some(server) = server {
                 poll.push(PollFd::new(server, PollFlags::IN));
@@ -253,12 +294,16 @@ impl Connection {
                 Ok(_) => {}
                 Err(errno) => return Err(errno.into()),
             }
-            let (stop_now, peer) = (!poll[0].revents().is_empty(), poll[1].revents());
-            let newcomer = poll.get(2).is_some_and(|third| !third.revents().is_empty());
+            let ready = |at: usize| poll.get(at).is_some_and(|fd| !fd.revents().is_empty());
+            let (stop_now, peer, link_changed, newcomer) = (ready(0), ready(1), ready(2), ready(3));
             if stop_now {
                 return Ok(Next::Stop);
             }
-            if !peer.is_empty() {
+            if link_changed {
+                // Before the state is looked at: what changes later is counted again.
+                let _ = rustix::io::read(&shared.link_changed, &mut [0u8; 8]);
+            }
+            if peer {
                 break;
             }
             // Only now, when the present peer is known to be there: a front-end that reconnects closes first.
@@ -350,11 +395,7 @@ impl Connection {
         let known = FrontendReq::try_from(header.request).is_ok();
         let version = header.flags & !FLAG_NEED_REPLY == VERSION;
         if !known || !version || header.size as usize > MAX_MSG_SIZE {
-            return Err(ConnectionError::Header {
-                request: header.request,
-                flags: header.flags,
-                size: header.size,
-            });
+            return Err(header.refused());
         }
         Ok(header)
     }

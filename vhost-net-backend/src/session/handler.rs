@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use vhost::vhost_user::message::{
@@ -21,8 +21,9 @@ use virtio::memory::{MAX_REGIONS, MemoryMap, Region};
 use virtio::split::device::DeviceQueue;
 
 use super::Shared;
+use super::back_channel::BackChannel;
 use super::rings::{Addresses, Kicking, RingState};
-use crate::config::PortConfig;
+use crate::config::{PortConfig, STATUS};
 use crate::eventfd::{Call, Kick};
 use crate::plane::{DevicePlane, Ring};
 
@@ -31,6 +32,7 @@ const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::
     .union(VhostUserProtocolFeatures::REPLY_ACK)
     .union(VhostUserProtocolFeatures::MTU)
     .union(VhostUserProtocolFeatures::CONFIG)
+    .union(VhostUserProtocolFeatures::BACKEND_REQ)
     .union(VhostUserProtocolFeatures::RESET_DEVICE)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
 
@@ -50,6 +52,7 @@ pub(super) struct Handler {
     negotiated: bool,
     memory: Option<Arc<MemoryMap>>,
     rings: Vec<RingState>,
+    back_channel: BackChannel,
     /// Pages that vanished in this process when it was last asked.
     faults: usize,
     /// The request just refused leaves nothing behind: a front-end that is told may stay.
@@ -68,6 +71,7 @@ impl Handler {
             negotiated: false,
             memory: None,
             rings,
+            back_channel: BackChannel::default(),
             faults: fault_count(),
             keep: false,
         }
@@ -99,6 +103,23 @@ impl Handler {
             0 | 1 => self.set_vring_enable(index, state == 1),
             _ => Err(Error::InvalidParam),
         }
+    }
+
+    /// `SET_BACKEND_REQ_FD`: the channel to tell of changes on.
+    pub(super) fn set_back_channel(&mut self, socket: OwnedFd) -> Result<()> {
+        if self.protocol & VhostUserProtocolFeatures::BACKEND_REQ.bits() == 0 {
+            return Err(Error::InactiveOperation(VhostUserProtocolFeatures::BACKEND_REQ));
+        }
+        self.back_channel
+            .open(socket, self.shared.link_up())
+            .map_err(Error::ReqHandlerError)
+    }
+
+    /// Tell the front-end of a link state that it does not know. True when that is to be tried again.
+    pub(super) fn tell_link(&mut self) -> bool {
+        // A front-end that cannot read the configuration has no use for it: QEMU's NICs are such.
+        let both = VhostUserProtocolFeatures::BACKEND_REQ | VhostUserProtocolFeatures::CONFIG;
+        self.protocol & both.bits() == both.bits() && self.back_channel.tell(self.shared.link_up())
     }
 
     /// Whether the front-end shares any memory.
@@ -415,10 +436,13 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        let link_up = self.shared.link_up();
         // The crate has checked that the window ends within 4 KiB.
-        Ok(self
-            .port
-            .config_space(self.shared.link_up(), offset as usize, size as usize))
+        let (offset, size) = (offset as usize, size as usize);
+        if offset <= STATUS.start && offset + size >= STATUS.end {
+            self.back_channel.read(link_up);
+        }
+        Ok(self.port.config_space(link_up, offset, size))
     }
 
     fn set_config(&mut self, _offset: u32, _buf: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {

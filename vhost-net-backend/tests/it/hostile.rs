@@ -39,7 +39,7 @@ fn device() -> Device {
 }
 
 /// A message in the form of the wire: header, then payload.
-fn message(request: u32, flags: u32, payload: &[u64]) -> Vec<u8> {
+pub(crate) fn message(request: u32, flags: u32, payload: &[u64]) -> Vec<u8> {
     let size = u32::try_from(payload.len() * 8).unwrap();
     let mut bytes: Vec<u8> = [request, flags, size]
         .into_iter()
@@ -49,7 +49,7 @@ fn message(request: u32, flags: u32, payload: &[u64]) -> Vec<u8> {
     bytes
 }
 
-fn send_fds(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+pub(crate) fn send_fds(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() {
@@ -63,7 +63,7 @@ fn fds() -> usize {
 }
 
 /// Attack a device; it has to end the connection, close what it got, and serve the next front-end.
-fn survives(what: &str, attack: impl FnOnce(&Device, UnixStream)) {
+pub(crate) fn survives(what: &str, attack: impl FnOnce(&Device, UnixStream)) {
     let device = device();
     Guest::start(&device.path, 1).ping(0, "before");
     until("the first is gone", || !device.handle.status().connected);
@@ -77,7 +77,7 @@ fn survives(what: &str, attack: impl FnOnce(&Device, UnixStream)) {
 }
 
 /// The connection ends for a message sent after a handshake.
-fn refuses(what: &str, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+pub(crate) fn refuses(what: &str, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
     survives(what, |_, stream| {
         let again = stream.try_clone().unwrap();
         let _frontend = negotiate(stream);

@@ -1,5 +1,6 @@
 //! The device driven as a VMM would drive it: a vhost-user front-end and the driver end of its rings.
 
+mod carrier;
 mod guest;
 mod hostile;
 mod link;
