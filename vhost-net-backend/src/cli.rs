@@ -55,7 +55,7 @@ struct Args {
     /// Wire the NIC to inherited tap descriptors, one for each queue pair
     #[arg(long, value_name = "N,…", value_delimiter = ',', conflicts_with = "queues")]
     tap_fd: Vec<RawFd>,
-    /// Wire the NIC to another vhost-user back-end that listens here
+    /// Wire the NIC to another vhost-user back-end that listens here; its link is down while that one is away
     #[arg(long, value_name = "PATH")]
     connect: Option<PathBuf>,
     /// Queue pairs offered
