@@ -114,6 +114,13 @@ pub enum Command {
         #[command(flatten)]
         permit: PermitArgs,
     },
+    /// Print a completion script
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
 }
 
 /// What is refused unless it is allowed.

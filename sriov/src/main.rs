@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
 use sriov::apply::{self, ApplyError};
 use sriov::bind;
@@ -115,6 +115,14 @@ async fn run(cli: &Cli) -> Outcome {
             if changed.is_empty() {
                 println!("nothing to change");
             }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "sriov", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man => {
+            clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout())?;
             Ok(ExitCode::SUCCESS)
         }
     }

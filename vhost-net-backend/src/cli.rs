@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use vhost_net_backend::config::MAX_QUEUE_PAIRS;
@@ -33,17 +33,20 @@ Examples:
 Exit codes: 0 stopped by SIGTERM or SIGINT, 1 failed, 2 usage, 3 refused by the host.
 RUST_LOG sets what is logged (error, warn, info, debug).";
 
+/// Options that print something instead of serving a NIC.
+const PRINTED: [&str; 3] = ["print_capabilities", "completions", "man"];
+
 /// One virtio-net NIC behind a vhost-user socket.
 #[derive(Debug, Parser)]
 #[command(name = "vhost-net-backend", version, after_help = EXAMPLES)]
-#[command(group = clap::ArgGroup::new("wire").args(["tap", "tap_fd", "connect", "print_capabilities"]).required(true))]
+#[command(group = clap::ArgGroup::new("wire").args(["tap", "tap_fd", "connect"]).args(PRINTED).required(true))]
 struct Args {
     /// The vhost-user socket: where front-ends connect, or with --client where to connect
     #[arg(
         long,
         alias = "socket-path",
         value_name = "PATH",
-        required_unless_present = "print_capabilities"
+        required_unless_present_any = PRINTED
     )]
     socket: Option<PathBuf>,
     /// Connect to the socket instead of listening on it; try for ever
@@ -71,6 +74,12 @@ struct Args {
     /// Print what this back-end can do, as JSON, and exit
     #[arg(long)]
     print_capabilities: bool,
+    /// Print a completion script for this shell and exit
+    #[arg(long, value_name = "SHELL")]
+    completions: Option<clap_complete::Shell>,
+    /// Print the manual page and exit
+    #[arg(long)]
+    man: bool,
 }
 
 fn parse_mac(text: &str) -> Result<[u8; 6], String> {
@@ -121,6 +130,24 @@ pub(crate) fn main() -> ExitCode {
     if args.print_capabilities {
         println!("{}", capabilities());
         return ExitCode::SUCCESS;
+    }
+    if let Some(shell) = args.completions {
+        clap_complete::generate(
+            shell,
+            &mut Args::command(),
+            "vhost-net-backend",
+            &mut io::stdout(),
+        );
+        return ExitCode::SUCCESS;
+    }
+    if args.man {
+        return match clap_mangen::Man::new(Args::command()).render(&mut io::stdout()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("vhost-net-backend: the manual page cannot be written: {error}");
+                ExitCode::FAILURE
+            }
+        };
     }
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
@@ -265,8 +292,6 @@ fn open_tap(args: &Args, port: &mut PortConfig) -> Result<Tap, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
