@@ -20,6 +20,8 @@ use crate::schema::{self, MAX_FILE_BYTES, RawDisk, RawLab, RawNic, RawNode, RawS
 const MAX_NAME: usize = 31;
 const CPUS: RangeInclusive<u64> = 1..=32;
 const QUEUES: RangeInclusive<u64> = 1..=16;
+const AGEING: RangeInclusive<u64> = 1..=1_000_000;
+const WORKERS: RangeInclusive<u64> = 1..=64;
 const MAX_NICS: usize = 8;
 const MAX_DISKS: usize = 8;
 /// Least guest memory: below it a distribution's kernel does not unpack its initial RAM file system.
@@ -223,14 +225,14 @@ impl<'a> Checker<'a> {
                     u64::from(vswitch::config::MIN_MTU)..=u64::from(u16::MAX),
                 )
                 .unwrap_or(vswitch::config::DEFAULT_MTU),
-            ageing_s: self.number("ageing", spec.ageing, 1..=1_000_000),
+            ageing_s: self.number("ageing", spec.ageing, AGEING),
             fdb_size: self.number(
                 "fdb_size",
                 spec.fdb_size,
                 *sizes.start() as u64..=*sizes.end() as u64,
             ),
             on_full: spec.on_full,
-            workers: self.number("workers", spec.workers, 1..=64),
+            workers: self.number("workers", spec.workers, WORKERS),
             name: name.value.clone(),
         };
         let api = self.run.bridge(&bridge_name(lab, &switch.name)).join("api.sock");
@@ -516,5 +518,7 @@ fn parse_address(text: &str) -> Result<IpNet, String> {
     Ok(net)
 }
 
+#[cfg(test)]
+mod reference;
 #[cfg(test)]
 mod tests;
