@@ -72,3 +72,41 @@ fn vmm() {
 fn vhost_net_backend() {
     check("vhost-net-backend");
 }
+
+#[test]
+fn sriov() {
+    check("sriov");
+}
+
+/// What each program prints for a shell and for `man`, and how it is asked.
+const PROGRAMS: [(&str, &[&str], &[&str]); 5] = [
+    ("lab", &["completions"], &["man"]),
+    ("vswitch", &["completions"], &["man"]),
+    ("vmm", &["completions"], &["man"]),
+    ("sriov", &["completions"], &["man"]),
+    ("vhost-net-backend", &["--completions"], &["--man"]),
+];
+
+fn printed(program: &str, words: &[&str]) -> String {
+    bin::succeed(Command::new(bin::path(program)).args(words))
+}
+
+#[test]
+fn every_program_prints_completions_for_the_installed_shells() {
+    for (program, completions, _) in PROGRAMS {
+        for shell in ["bash", "zsh", "fish"] {
+            let script = printed(program, &[completions, &[shell]].concat());
+            assert!(script.contains(program), "{program} {shell}: {script}");
+            assert!(script.contains("help"), "{program} {shell}: {script}");
+        }
+    }
+}
+
+#[test]
+fn every_program_prints_its_manual_page() {
+    for (program, _, man) in PROGRAMS {
+        let page = printed(program, man).replace(r"\-", "-");
+        assert!(page.contains(&format!(".TH {program} 1")), "{program}: {page}");
+        assert!(page.contains(".SH SYNOPSIS"), "{program}: {page}");
+    }
+}
