@@ -63,6 +63,7 @@ install: release
 	install -m 0755 $(BINS:%=target/release/%) $(DESTDIR)$(PREFIX)/bin
 	install -m 0755 target/guest/netyard-agent $(DESTDIR)$(PREFIX)/libexec/netyard
 	install -m 0644 topologies/labs/*.lab.yaml $(DESTDIR)$(PREFIX)/share/netyard/labs
+	scripts/install-docs.sh target/release $(DESTDIR)$(PREFIX)/share $(BINS)
 
 clean:
 	$(CARGO) clean
