@@ -38,8 +38,10 @@ impl Testpmd {
     /// # Panics
     /// When it cannot be started.
     pub fn start(dir: &Path, sockets: &[PathBuf], options: &str, args: &[&str]) -> Self {
-        let mut command = Command::new(PROGRAM);
+        // On a pipe it would keep its answers to itself until a buffer is full.
+        let mut command = Command::new("stdbuf");
         command
+            .args(["-oL", PROGRAM])
             // The prompt's core and the forwarding core share processor 0, and leave the others to what is tested.
             .args(["--lcores", "0@0,1@0", "--no-huge", "-m", "256", "--no-pci"])
             .args(["--no-telemetry", "--file-prefix", &unique_prefix()])

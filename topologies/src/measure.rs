@@ -16,6 +16,8 @@ const PORT: &str = "5299";
 const PID_FILE: &str = "/tmp/netyard-iperf3.pid";
 /// How long a server gets from its start until it accepts a connection.
 const SERVER_START: Duration = Duration::from_secs(20);
+/// How often a run is tried that ends without a result.
+const ATTEMPTS: u32 = 3;
 
 /// A command's end in a guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -166,6 +168,7 @@ fn throughputs(
     let mut run = |extra: &[&str]| {
         let command = [&base, extra].concat();
         let end = Instant::now() + SERVER_START;
+        let mut attempts = 0;
         loop {
             let ended = run_in(exec, from.node, &command)?;
             // The server detaches before it listens.
@@ -174,8 +177,14 @@ fn throughputs(
                 std::thread::sleep(Duration::from_millis(200));
                 continue;
             }
-            let printed = ok(from.node, &command, ended)?;
-            return iperf::parse(&printed).ok_or_else(|| unreadable(from.node, &command));
+            // A flood of datagrams can drown the connection on which the two ends exchange their results.
+            attempts += 1;
+            match ok(from.node, &command, ended).map(|printed| iperf::parse(&printed)) {
+                Ok(Some(throughput)) => return Ok(throughput),
+                _ if attempts < ATTEMPTS => {}
+                Ok(None) => return Err(unreadable(from.node, &command)),
+                Err(error) => return Err(error),
+            }
         }
     };
     Ok([
