@@ -40,6 +40,8 @@ const TURN: Duration = Duration::from_mins(4);
 /// How often something awaited is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// Where the outer machine's root is inside, whatever has been mounted over it.
+const OUTER: &str = "/run/outer";
 /// Has the kernel inside forget which names stand for which files. The first time only takes
 /// the mark of recent use from the overlay's names, the second frees them and with them their hold on the names of 9p, which
 /// then take two times as well. Contents stay cached: a file that changed outside is another file to 9p.
@@ -387,6 +389,16 @@ impl Host {
     }
 }
 
+/// Every absolute path of a list like `PATH`, as it is inside; whatever else a variable holds stays.
+fn paths_inside(value: &str) -> String {
+    let each = value.split(':').map(|part| {
+        let path = Path::new(part);
+        let moved = if path.is_absolute() { inside(path) } else { None };
+        moved.map_or_else(|| part.to_owned(), |path| path.display().to_string())
+    });
+    each.collect::<Vec<_>>().join(":")
+}
+
 /// A command for the emulated host as it would run here: this process's working directory and the variables that matter to
 /// programs of ours.
 pub fn command_like_here(argv: Vec<String>) -> Exec {
@@ -398,18 +410,43 @@ pub fn command_like_here(argv: Vec<String>) -> Exec {
     };
     Exec {
         argv,
-        env: std::env::vars().filter(|(name, _)| kept(name)).collect(),
+        env: std::env::vars()
+            .filter(|(name, _)| kept(name))
+            .map(|(name, value)| (name, paths_inside(&value)))
+            .collect(),
         cwd: std::env::current_dir()
             .ok()
-            .filter(|cwd| visible(cwd))
+            .and_then(|cwd| inside(&cwd))
             .map(|cwd| cwd.display().to_string()),
         tty: None,
     }
 }
 
-/// Is a path of the outer machine at the same place inside? Folders for passing data have a file system of their own there.
-pub fn visible(path: &Path) -> bool {
-    !["/tmp", "/var/tmp", "/run", "/dev", "/proc", "/sys"]
-        .iter()
-        .any(|hidden| path.starts_with(hidden))
+/// Where a path of the outer machine is inside: folders for passing data have a file system of their own there, and the outer
+/// ones are beside it. `None` for devices and the kernel's own file systems.
+pub fn inside(path: &Path) -> Option<PathBuf> {
+    let below = |folders: &[&str]| folders.iter().any(|folder| path.starts_with(folder));
+    if below(&["/dev", "/proc", "/sys"]) {
+        None
+    } else if below(&["/tmp", "/var/tmp", "/run"]) {
+        let relative = path.strip_prefix("/").unwrap_or(path);
+        Some(Path::new(OUTER).join(relative))
+    } else {
+        Some(path.to_path_buf())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_outer_paths_inside() {
+        let moved = |path: &str| inside(Path::new(path)).map(|path| path.display().to_string());
+        assert_eq!(moved("/usr/bin/lab"), Some("/usr/bin/lab".to_owned()));
+        assert_eq!(moved("/tmp/x/lab"), Some("/run/outer/tmp/x/lab".to_owned()));
+        assert_eq!(moved("/tmpfiles/lab"), Some("/tmpfiles/lab".to_owned()));
+        assert_eq!(moved("/dev/shm/lab"), None);
+        assert_eq!(paths_inside("/tmp/bin:/bin:x"), "/run/outer/tmp/bin:/bin:x");
+    }
 }

@@ -17,7 +17,7 @@ pub const CAPTURE_LIMIT: usize = 16 * 1024 * 1024;
 /// How often a running command's agent is asked whether it is still there.
 const ASK_EVERY: Duration = Duration::from_secs(2);
 /// How long an agent may leave that without answer: longer than a guest in an emulated host takes to boot.
-const SILENCE: Duration = Duration::from_secs(180);
+const SILENCE: Duration = Duration::from_mins(3);
 
 /// What the command reads.
 #[derive(Debug, Default)]

@@ -46,7 +46,7 @@ pub(super) enum CliError {
     #[error(transparent)]
     Host(#[from] HostError),
     #[error(
-        "{0} cannot be seen in the emulated host, which has its own /tmp, /run and /dev; move it elsewhere"
+        "{0} cannot be seen in the emulated host, which has its own /dev, /proc and /sys; move it elsewhere"
     )]
     Hidden(PathBuf),
     #[error("lab {0} ran in an emulated host that has ended; `lab down --lab {0}` forgets it")]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::CliError;
 use crate::agent::run_here;
-use crate::emulated::{DEFAULT_MEMORY_MIB, Host, HostError, command_like_here, visible};
+use crate::emulated::{DEFAULT_MEMORY_MIB, Host, HostError, command_like_here, inside};
 use crate::initramfs::cache::Cache;
 use crate::lab::Lab;
 use crate::lock::{Lock, make_folder};
@@ -18,9 +18,9 @@ use crate::up::{UpError, boot_files};
 /// Starts `lab` inside; `options` are those of `lab up` there. Returns its exit code.
 pub(super) async fn up(file: &Path, lab: Lab, run: &RunDir, options: Vec<String>) -> Result<u8, CliError> {
     let file = std::path::absolute(file).map_err(CliError::Output)?;
-    if !visible(&file) {
+    let Some(file_inside) = inside(&file) else {
         return Err(CliError::Hidden(file));
-    }
+    };
     let progress = Progress::new();
     let dir = run.lab(&lab.name);
     let _lock = Lock::take(&dir.lock(), &lab.name).map_err(UpError::from)?;
@@ -41,7 +41,7 @@ pub(super) async fn up(file: &Path, lab: Lab, run: &RunDir, options: Vec<String>
     let mut state = State::new(lab, &file, HostKind::Emulated, None);
     make_folder(dir.path()).map_err(|error| UpError::Folder(dir.path().to_path_buf(), error))?;
     state.save(&dir)?;
-    let mut arguments = vec!["up".to_owned(), file.display().to_string()];
+    let mut arguments = vec!["up".to_owned(), file_inside.display().to_string()];
     arguments.extend(options);
     let started = forward(&state.lab.name, arguments, false).await;
     if let Ok(0) = started {
@@ -90,19 +90,24 @@ pub(super) async fn forward(lab: &str, arguments: Vec<String>, tty: bool) -> Res
 }
 
 /// Runs any command inside, on this terminal, and returns its exit code.
-pub(super) async fn run(argv: Vec<String>, tty: bool) -> Result<u8, CliError> {
+pub(super) async fn run(mut argv: Vec<String>, tty: bool) -> Result<u8, CliError> {
+    if let Some(program) = argv.first_mut()
+        && Path::new(program).is_absolute()
+        && let Some(path) = inside(Path::new(program))
+    {
+        *program = path.display().to_string();
+    }
     let mut agent = Host::of_user().connect().await?;
     let tty = tty && std::io::stdin().is_terminal();
     let code = run_here(&mut agent, &command_like_here(argv), tty).await?;
     Ok(u8::try_from(code).unwrap_or(super::FAILED))
 }
 
-/// This very program, which is at the same place inside.
+/// This very program, as it is found inside.
 fn program() -> Result<String, CliError> {
     let exe: PathBuf = std::env::current_exe().map_err(CliError::Runtime)?;
-    if visible(&exe) {
-        Ok(exe.display().to_string())
-    } else {
-        Err(CliError::Hidden(exe))
+    match inside(&exe) {
+        Some(path) => Ok(path.display().to_string()),
+        None => Err(CliError::Hidden(exe)),
     }
 }
