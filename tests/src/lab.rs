@@ -29,8 +29,8 @@ impl Place {
     /// How long something takes there that a person would wait a moment for.
     pub fn patience(self) -> Duration {
         match self {
-            Self::Qemu => Duration::from_secs(60),
-            Self::Emulated => Duration::from_secs(240),
+            Self::Qemu => Duration::from_mins(1),
+            Self::Emulated => Duration::from_mins(4),
         }
     }
 }
