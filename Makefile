@@ -52,6 +52,7 @@ lint:
 
 bench: release
 	@scripts/deps.sh bench
+	$(CARGO) build --release --bin netyard-bench
 	@scripts/bench.sh target/release
 
 docs:
