@@ -70,11 +70,12 @@ fn summary(values: &[(f64, u64)]) -> Measured {
 
 /// The rows as a Markdown table, each with its ratio to the first.
 pub fn table(rows: &[Row]) -> String {
-    let mut text =
-        "| monitor | boot | ratio | memory besides guest RAM | ratio |\n|---|---|---|---|---|\n".to_owned();
+    let mut lines = vec![
+        "| monitor | boot | ratio | memory besides guest RAM | ratio |\n|---|---|---|---|---|\n".to_owned(),
+    ];
     let first = rows.first().and_then(|row| row.measured);
     for row in rows {
-        text += &match (row.measured, first) {
+        lines.push(match (row.measured, first) {
             (Some(measured), Some(first)) => format!(
                 "| {} | {:.1} s | {:.2} | {:.1} MiB | {:.2} |\n",
                 row.monitor,
@@ -88,9 +89,9 @@ pub fn table(rows: &[Row]) -> String {
                 row.monitor, measured.boot_s, measured.overhead_mib
             ),
             (None, _) => format!("| {} | never ready | | | |\n", row.monitor),
-        };
+        });
     }
-    text
+    lines.concat()
 }
 
 #[cfg(test)]

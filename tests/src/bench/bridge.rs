@@ -134,15 +134,15 @@ fn summary(reports: &[Report]) -> Network {
 
 /// Both networks as a Markdown table.
 pub fn table([ours, peer]: &[Network; 2]) -> String {
-    let mut text =
-        "| between two guests | `vmm`, `vswitch` | QEMU, bridge, vhost-net | ratio |\n|---|---|---|---|\n"
-            .to_owned();
-    text += &format!(
+    let head =
+        "| between two guests | `vmm`, `vswitch` | QEMU, bridge, vhost-net | ratio |\n|---|---|---|---|\n";
+    let mut lines = vec![head.to_owned()];
+    lines.push(format!(
         "| ping, mean round trip | {:.2} ms | {:.2} ms | {:.2} |\n",
         ours.ping_ms,
         peer.ping_ms,
         ours.ping_ms / peer.ping_ms
-    );
+    ));
     for (index, what) in ["TCP, a to b", "TCP, b to a", "UDP, a to b", "UDP, b to a"]
         .into_iter()
         .enumerate()
@@ -154,14 +154,14 @@ pub fn table([ours, peer]: &[Network; 2]) -> String {
                 None => rate,
             }
         };
-        text += &format!(
+        lines.push(format!(
             "| {what} | {} | {} | {:.2} |\n",
             cell(ours),
             cell(peer),
             ours.bits[index] / peer.bits[index]
-        );
+        ));
     }
-    text
+    lines.concat()
 }
 
 /// A network namespace of this measurement's own; everything in it goes with it.

@@ -68,7 +68,7 @@ impl BootFiles {
     /// When there is no image and none can be built.
     pub fn copy() -> Self {
         let image = image::ensure(image::DEFAULT, &Cache::of_user(), &|text| {
-            eprintln!("image: {text}")
+            eprintln!("image: {text}");
         })
         .unwrap_or_else(|error| panic!("{error}"));
         let folder = tempfile::Builder::new()

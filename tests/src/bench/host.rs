@@ -2,7 +2,7 @@
 
 use tokio::runtime::Builder;
 use topologies::agent::run_here;
-use topologies::emulated::{DEFAULT_MEMORY_MIB, Host, command_like_here, visible};
+use topologies::emulated::{DEFAULT_MEMORY_MIB, Host, command_like_here, inside};
 use topologies::engine::hardware_kvm;
 use topologies::image;
 use topologies::initramfs::cache::Cache;
@@ -18,11 +18,8 @@ pub fn run_elsewhere() -> Option<u8> {
     // Nothing can be built inside.
     image::ensure(image::DEFAULT, &Cache::of_user(), &progress).unwrap_or_else(|error| panic!("{error}"));
     let program = std::env::current_exe().expect("this program has a path");
-    assert!(
-        visible(&program),
-        "{} is not to be seen in the emulated host; build outside /tmp and /run",
-        program.display()
-    );
+    let program = inside(&program)
+        .unwrap_or_else(|| panic!("{} is not to be seen in the emulated host", program.display()));
     let mut argv = vec![program.display().to_string()];
     argv.extend(std::env::args().skip(1));
     let runtime = Builder::new_current_thread()
