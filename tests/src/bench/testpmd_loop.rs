@@ -100,7 +100,12 @@ pub fn frames_per_second(middle: Middle, size: u32) -> f64 {
 }
 
 fn circulate(dir: &Path, sockets: &[PathBuf; 2], size: u32) -> f64 {
-    let mut generator = Testpmd::start(dir, sockets, ",queues=1,queue_size=1024", &["--forward-mode=mac"]);
+    let mut generator = Testpmd::start(
+        dir,
+        sockets,
+        ",queues=1,queue_size=1024",
+        &["--forward-mode=mac", "--no-flush-rx"],
+    );
     generator.enter(&format!("set txpkts {size}"));
     // Frames that a switch drops while it learns are missing from the loop, so it is filled more than once.
     for _ in 0..3 {
