@@ -311,6 +311,10 @@ impl Host {
             self.end(record.process).await?;
         }
         self.clean();
+        // After an orderly end nobody has to be told what happened.
+        for log in [self.log(), self.qemu_log()] {
+            let _ = fs::remove_file(log);
+        }
         Ok(record.is_some())
     }
 

@@ -8,8 +8,10 @@ mod command;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 
 use crate::frame::{Decoder, Frame, Kind, encode};
@@ -18,6 +20,9 @@ use command::Running;
 
 /// While this much waits for the client, the command's output is left where it is.
 const OUTPUT_LIMIT: usize = 256 * 1024;
+
+/// How long a port may be without a client before its session ends.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// How commands are started on this machine.
 #[derive(Debug, Clone)]
@@ -37,6 +42,34 @@ pub fn serve(channel: impl AsFd, launcher: &Launcher) -> io::Result<()> {
     let result = session.run(channel.as_fd(), launcher);
     session.end_command();
     result
+}
+
+/// Whether the outside is gone and stays gone.
+///
+/// A port learns of clients by messages on another queue than their bytes take. On a slow machine the end of one client can be
+/// heard when the next one's greeting was already answered; its session must not end for that. If the outside comes back in
+/// time, a new client's greeting ends the old client's command.
+fn hung_up_for_good(channel: rustix::fd::BorrowedFd<'_>) -> io::Result<bool> {
+    let kind = FileType::from_raw_mode(fstat(channel)?.st_mode);
+    if kind != FileType::CharacterDevice {
+        return Ok(true);
+    }
+    let end = Instant::now() + GRACE;
+    while Instant::now() < end {
+        let mut fds = [PollFd::from_borrowed_fd(channel, PollFlags::IN)];
+        match poll(&mut fds, Some(&Timespec::default())) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if !fds[0]
+            .revents()
+            .intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL)
+        {
+            return Ok(false);
+        }
+        std::thread::sleep(GRACE / 50);
+    }
+    Ok(true)
 }
 
 #[derive(Debug, Default)]
@@ -69,10 +102,14 @@ impl Session {
                 .channel
                 .intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL)
             {
-                return Ok(());
+                if hung_up_for_good(channel)? {
+                    return Ok(());
+                }
+                continue;
             }
             if ready.channel.contains(PollFlags::IN) {
                 match rustix::io::read(channel, &mut buffer[..]) {
+                    Ok(0) if !hung_up_for_good(channel)? => {}
                     Ok(0) | Err(Errno::PIPE | Errno::CONNRESET | Errno::NODEV) => return Ok(()),
                     Ok(n) => self.take(&buffer[..n], launcher),
                     Err(Errno::AGAIN | Errno::INTR) => {}

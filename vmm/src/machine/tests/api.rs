@@ -29,7 +29,11 @@ fn commands_do_what_they_say() {
     running.wait_for("x");
     on_runtime(async {
         let client = Client::new(&socket);
-        let info = client.info().await.unwrap();
+        // The guest may speak before the thread that started its CPUs has said that they run.
+        let mut info = client.info().await.unwrap();
+        while info.state == State::Starting {
+            info = client.info().await.unwrap();
+        }
         assert_eq!(
             (info.name.as_str(), info.cpus, info.memory),
             ("tiny", 2, 32 << 20)
