@@ -432,6 +432,8 @@ pub fn inside(path: &Path) -> Option<PathBuf> {
     let below = |folders: &[&str]| folders.iter().any(|folder| path.starts_with(folder));
     if below(&["/dev", "/proc", "/sys"]) {
         None
+    } else if below(&[OUTER]) {
+        Some(path.to_path_buf())
     } else if below(&["/tmp", "/var/tmp", "/run"]) {
         let relative = path.strip_prefix("/").unwrap_or(path);
         Some(Path::new(OUTER).join(relative))
@@ -449,6 +451,7 @@ mod tests {
         let moved = |path: &str| inside(Path::new(path)).map(|path| path.display().to_string());
         assert_eq!(moved("/usr/bin/lab"), Some("/usr/bin/lab".to_owned()));
         assert_eq!(moved("/tmp/x/lab"), Some("/run/outer/tmp/x/lab".to_owned()));
+        assert_eq!(moved("/run/outer/tmp/lab"), Some("/run/outer/tmp/lab".to_owned()));
         assert_eq!(moved("/tmpfiles/lab"), Some("/tmpfiles/lab".to_owned()));
         assert_eq!(moved("/dev/shm/lab"), None);
         assert_eq!(paths_inside("/tmp/bin:/bin:x"), "/run/outer/tmp/bin:/bin:x");
