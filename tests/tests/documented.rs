@@ -1,11 +1,34 @@
-//! Every command that the book and the README show is run here, in the order of its page, and has to succeed.
+//! Every command that the book shows is run here, in the order of its page, and has to succeed.
 
 use std::path::Path;
 use std::process::Command;
 
 use netyard_tests::{bin, markdown};
 
-/// Pages whose commands need no machine of their own are run together; each guide that boots one has its own test.
+/// Takes down whatever a page that failed half-way has left up; after a page that went through there is nothing to do.
+struct Leftovers<'a>(&'a Path);
+
+impl Drop for Leftovers<'_> {
+    fn drop(&mut self) {
+        let names = |folder: &str| {
+            let entries = std::fs::read_dir(self.0.join(folder))
+                .into_iter()
+                .flatten()
+                .flatten();
+            entries.map(|entry| entry.file_name()).collect::<Vec<_>>()
+        };
+        let lab = || bin::command("lab", self.0);
+        for name in names("labs") {
+            let _ = lab().args(["down", "--now", "--lab"]).arg(name).output();
+        }
+        let _ = lab().args(["host", "down"]).output();
+        for name in names("vswitch") {
+            let _ = bin::command("vswitch", self.0).arg("down").arg(name).output();
+        }
+    }
+}
+
+/// Runs the commands of one page in a run folder of their own.
 fn run_page(page: &str) {
     let root = markdown::repository();
     let text = std::fs::read_to_string(root.join(page)).unwrap_or_else(|error| panic!("{page}: {error}"));
@@ -13,6 +36,7 @@ fn run_page(page: &str) {
         .prefix("ny-")
         .tempdir()
         .expect("a folder for the test");
+    let _leftovers = Leftovers(run.path());
     let binaries = bin::path("lab");
     let binaries = binaries.parent().unwrap_or(Path::new("."));
     let path = std::env::var("PATH").unwrap_or_default();

@@ -130,6 +130,10 @@ fn circulate(dir: &Path, sockets: &[PathBuf; 2], size: u32) -> f64 {
     generator.enter("stop");
     generator.expect("Done.", LIMIT);
     generator.quit();
+    assert!(
+        after > before,
+        "no frame circulates, so there is nothing to measure"
+    );
     let frames = u32::try_from(after - before).map_or(f64::MAX, f64::from);
     frames / (end - start).as_secs_f64()
 }
