@@ -188,6 +188,11 @@ impl Host {
         self.folder.join("qemu.log")
     }
 
+    /// What is on its `NVMe` drive.
+    fn drive(&self) -> PathBuf {
+        self.folder.join("nvme.img")
+    }
+
     /// The record of a running one.
     fn record(&self) -> Option<Record> {
         let text = fs::read(self.record_file()).ok()?;
@@ -328,6 +333,7 @@ impl Host {
     /// Remove everything but the lock, which others may be waiting for, and the logs, which tell what happened.
     fn clean(&self) {
         let _ = fs::remove_file(self.record_file());
+        let _ = fs::remove_file(self.drive());
         for index in 0..CHANNELS {
             let _ = fs::remove_file(self.channels.socket(index));
         }

@@ -7,7 +7,15 @@ use crate::initramfs::{self, BuildError, Image, Progress, Recipe, Tool};
 pub const DEFAULT: &str = "debian";
 
 /// All images that there are recipes for.
-const RECIPES: [&Recipe; 1] = [&GUEST];
+const RECIPES: [&Recipe; 2] = [&GUEST, &HARDWARE];
+
+/// The same with Debian's kernel for real machines and drivers for the PCI devices that guests are given.
+const HARDWARE: Recipe = Recipe {
+    name: "debian-hardware",
+    kernel: "linux-image-amd64",
+    available: &["tun", "8021q", "igb", "igbvf", "e1000e", "nvme"],
+    ..GUEST
+};
 
 const GUEST: Recipe = Recipe {
     name: DEFAULT,

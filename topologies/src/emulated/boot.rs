@@ -1,6 +1,7 @@
 //! What the emulated host is made of, and the QEMU command line that runs it.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command};
 
@@ -17,6 +18,9 @@ const NEEDED: (u32, u32) = (8, 0);
 
 /// Marks its process, as labs mark theirs.
 const MARK: &str = "emulated-host";
+
+/// Size of the `NVMe` drive: a file with holes.
+const DRIVE: u64 = 64 << 20;
 
 const RECIPE: Recipe = Recipe {
     name: "emulated-host",
@@ -46,6 +50,8 @@ const RECIPE: Recipe = Recipe {
         "sch_netem",
         "igb",
         "igbvf",
+        "e1000e",
+        "nvme",
         "vfio_pci",
         "vfio_iommu_type1",
     ],
@@ -105,6 +111,10 @@ impl Boot {
     }
 
     pub(super) fn start(&self, host: &Host) -> Result<Child, HostError> {
+        let drive = host.drive();
+        File::create(&drive)
+            .and_then(|file| file.set_len(DRIVE))
+            .map_err(|source| HostError::Folder { path: drive, source })?;
         let start = Start {
             program: &self.qemu,
             arguments: &self.arguments(host),
@@ -137,9 +147,7 @@ impl Boot {
             "console=ttyS0 panic=-1 quiet intel_iommu=on netyard.9p=msize=512000,cache=loose".into(),
         );
         option("-device", "intel-iommu,intremap=on,caching-mode=on".into());
-        option("-device", "pcie-root-port,id=rp1,bus=pcie.0".into());
-        option("-netdev", "user,id=n0,restrict=on".into());
-        option("-device", "igb,netdev=n0,bus=rp1,romfile=".into());
+        hardware(host, &mut option);
         option("-object", "rng-random,id=rng,filename=/dev/urandom".into());
         option("-device", "virtio-rng-pci,rng=rng".into());
         option(
@@ -178,6 +186,44 @@ fn joined(before: &str, path: &std::path::Path, after: &str) -> OsString {
     value.push(path);
     value.push(after);
     value
+}
+
+/// PCI devices to give to guests, each behind a root port of its own: `igb`, an SR-IOV NIC, and `e1000e`, one without, on one
+/// wire with a gateway, 10.0.2.2; an `NVMe` drive; and a NIC of two functions in one IOMMU group, wired to each other.
+fn hardware(host: &Host, option: &mut dyn FnMut(&str, OsString)) {
+    for port in 1..=4 {
+        let device = format!("pcie-root-port,id=rp{port},bus=pcie.0,chassis={port}");
+        option("-device", device.into());
+    }
+    option("-netdev", "user,id=user,restrict=on".into());
+    for (wire, end) in [
+        (0, "gateway"),
+        (0, "igb"),
+        (0, "e1000e"),
+        (1, "pair0"),
+        (1, "pair1"),
+    ] {
+        let behind = if end == "gateway" { ",netdev=user" } else { "" };
+        option("-netdev", format!("hubport,hubid={wire},id={end}{behind}").into());
+    }
+    option("-device", "igb,netdev=igb,bus=rp1,romfile=".into());
+    option("-device", "e1000e,netdev=e1000e,bus=rp2,romfile=".into());
+    option(
+        "-drive",
+        joined(
+            "if=none,id=nvme,format=raw,cache=unsafe,file=",
+            &escaped(&host.drive()),
+            "",
+        ),
+    );
+    option("-device", "nvme,drive=nvme,serial=netyard,bus=rp3".into());
+    for function in 0..2 {
+        let place = format!("bus=rp4,addr=0.{function},multifunction=on");
+        option(
+            "-device",
+            format!("e1000e,netdev=pair{function},{place},romfile=").into(),
+        );
+    }
 }
 
 /// A path in a list of QEMU options: a comma is written twice.
@@ -258,5 +304,6 @@ mod tests {
         assert!(text.contains("path=/,security_model=none,readonly=on"), "{text}");
         assert!(text.contains("-smp 1 ") && text.contains("-m 2048M "), "{text}");
         assert!(text.contains("path=/run/a,,b/agent.15.sock"), "{text}");
+        assert!(text.contains("file=/run/a,,b/nvme.img "), "{text}");
     }
 }
