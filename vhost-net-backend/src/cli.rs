@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
-use vhost_net_backend::config::MAX_QUEUE_PAIRS;
+use vhost_net_backend::config::{MAX_QUEUE_PAIRS, OFFLOADS};
 use vhost_net_backend::netlink::{self, NetlinkError};
 use vhost_net_backend::nic::Nic;
 use vhost_net_backend::session::SessionError;
@@ -264,11 +264,12 @@ fn run(args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Offer the VM no more than the other back-end has, as far as it can be asked already.
+/// Offer the VM no more offloads and pairs than the other back-end has, as far as it can be asked already: its driver
+/// makes up for what is lacking with less effort than we do.
 fn fit(port: &mut PortConfig, path: &std::path::Path) {
     match user::probe(path) {
         Ok(offer) => {
-            port.features = offer.features;
+            port.features = offer.features | !OFFLOADS;
             let pairs = u16::try_from(offer.pairs).unwrap_or(u16::MAX).max(1);
             if pairs < port.queue_pairs {
                 tracing::warn!("the back-end has {pairs} queue pairs only; offering as many");

@@ -15,7 +15,7 @@ use virtio::split::QueueError;
 pub use counters::{Counters, Counts};
 pub use pair::MAX_FRAME;
 use pair::{Pair, Side};
-pub use receiver::{Delivery, Receiver};
+pub use receiver::{Delivery, Receiver, Taken};
 
 use crate::eventfd::Call;
 use crate::plane::{DevicePlane, Ring};

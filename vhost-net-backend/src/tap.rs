@@ -189,6 +189,12 @@ pub struct TapQueue {
 }
 
 impl TapQueue {
+    /// Something else that keeps the bounds of what is written, in the place of a tap.
+    #[cfg(test)]
+    pub(crate) fn stand_in(fd: OwnedFd) -> Self {
+        Self { fd }
+    }
+
     /// As [`Tap::set_offload`]: it is a property of the whole device, settable through any queue.
     pub fn set_offload(&self, acked: u64) -> Result<(), TapError> {
         ioctl::set_offload(self.as_fd(), offload_flags(acked)).map_err(|error| TapError::Setup {
@@ -213,7 +219,19 @@ impl TapQueue {
 
     /// Read one frame with its vnet header straight into guest memory: `None` when there is none.
     pub fn read_vectored(&self, list: &[GuestSlice<'_>]) -> io::Result<Option<usize>> {
-        match read_vectored(self.as_fd(), &mut [], list, 0) {
+        self.read_around(&mut [], list, 0, &mut [])
+    }
+
+    /// Read one frame in three parts: its vnet header, the bytes of `list` from `off` on, and what is longer than
+    /// both. `None` when there is no frame.
+    pub(crate) fn read_around(
+        &self,
+        header: &mut [u8],
+        list: &[GuestSlice<'_>],
+        off: usize,
+        rest: &mut [u8],
+    ) -> io::Result<Option<usize>> {
+        match read_vectored(self.as_fd(), header, list, off, rest) {
             Ok(taken) => Ok(Some(taken)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error),

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Counters {
     rx_frames: AtomicU64,
     rx_bytes: AtomicU64,
+    rx_copied: AtomicU64,
     rx_dropped: AtomicU64,
     rx_bad_chains: AtomicU64,
     tx_frames: AtomicU64,
@@ -24,6 +25,8 @@ pub struct Counts {
     pub rx_frames: u64,
     /// Their bytes.
     pub rx_bytes: u64,
+    /// Those among them that were copied from this process's memory, not read straight into the guest's.
+    pub rx_copied: u64,
     /// Frames dropped because the guest's buffers can never hold them.
     pub rx_dropped: u64,
     /// Receive buffers returned unused because they were malformed.
@@ -46,6 +49,10 @@ impl Counters {
     pub(super) fn rx_frame(&self, len: usize) {
         add(&self.rx_frames, 1);
         add(&self.rx_bytes, len as u64);
+    }
+
+    pub(super) fn rx_copied(&self) {
+        add(&self.rx_copied, 1);
     }
 
     pub(super) fn rx_dropped(&self) {
@@ -83,6 +90,7 @@ impl Counters {
         Counts {
             rx_frames: get(&self.rx_frames),
             rx_bytes: get(&self.rx_bytes),
+            rx_copied: get(&self.rx_copied),
             rx_dropped: get(&self.rx_dropped),
             rx_bad_chains: get(&self.rx_bad_chains),
             tx_frames: get(&self.tx_frames),

@@ -1,4 +1,11 @@
 //! Frames into a guest's receive ring: one header, one or several buffers, published once a burst.
+//!
+//! A frame that is in memory already is copied ([`Receiver::deliver`]); one that has to be read from the host anyway is
+//! read into the guest's buffers ([`Receiver::read`]).
+
+mod in_place;
+
+pub use in_place::Taken;
 
 use virtio::burst::Burst;
 use virtio::features as f;
@@ -57,7 +64,7 @@ pub struct Receiver<'r> {
 }
 
 impl<'r> Receiver<'r> {
-    pub(super) fn new(ring: &'r mut Ring, burst: &'r mut Burst, acked: u64, counters: &'r Counters) -> Self {
+    pub(crate) fn new(ring: &'r mut Ring, burst: &'r mut Burst, acked: u64, counters: &'r Counters) -> Self {
         burst.release();
         Self {
             ring,
@@ -119,6 +126,19 @@ impl<'r> Receiver<'r> {
             self.counters.rx_dropped();
             return Delivery::Dropped;
         };
+        write_chain(run, 0, &self.header(header, count));
+        match frame {
+            Bytes::Slice(bytes) => write_chain(run, HEADER_LEN, bytes),
+            Bytes::Chain(list, off, len) => copy_chain(list, off, run, HEADER_LEN, len),
+        };
+        self.use_chains(count, total);
+        self.counters.rx_frame(frame.len());
+        self.counters.rx_copied();
+        Delivery::Done
+    }
+
+    /// The header as this driver may see it, of a frame in `count` buffers.
+    fn header(&self, header: &NetHeader, count: usize) -> [u8; HEADER_LEN] {
         let mut header = NetHeader {
             num_buffers: u16::try_from(count).unwrap_or(1),
             ..*header
@@ -127,11 +147,11 @@ impl<'r> Receiver<'r> {
             // The driver knows nothing of checksum states; the wire was told to send complete frames only.
             header.flags = 0;
         }
-        write_chain(run, 0, &header.to_bytes());
-        match frame {
-            Bytes::Slice(bytes) => write_chain(run, HEADER_LEN, bytes),
-            Bytes::Chain(list, off, len) => copy_chain(list, off, run, HEADER_LEN, len),
-        };
+        header.to_bytes()
+    }
+
+    /// The next `count` chains hold `total` bytes.
+    fn use_chains(&mut self, count: usize, total: usize) {
         let mut left = total;
         for at in self.taken..self.taken + count {
             if let Some(chain) = self.burst.get(at) {
@@ -143,8 +163,6 @@ impl<'r> Receiver<'r> {
             }
         }
         self.taken += count;
-        self.counters.rx_frame(frame.len());
-        Delivery::Done
     }
 
     /// How many chains from `taken` on hold `total` bytes: `None` when the ring has too few now, 0 when it never

@@ -7,11 +7,17 @@ use virtio::memory::GuestSlice;
 use virtio::net::{HEADER_LEN, NetHeader};
 
 use super::{Sent, Wire};
-use crate::nic::{Delivery, MAX_FRAME, Receiver};
+use crate::nic::{Delivery, MAX_FRAME, Receiver, Taken};
 use crate::tap::TapQueue;
 
 /// More frames than the queue of a tap ever holds.
 const STALE: usize = 4096;
+/// The longest frame with its header.
+const LONGEST: usize = HEADER_LEN + MAX_FRAME;
+/// What most frames fit that are no super-frames.
+const SHORT: usize = HEADER_LEN + 1518;
+/// Short frames in a row after which the next one is expected to be short.
+const TREND: u32 = 64;
 
 /// A tap queue as a wire.
 #[derive(Debug)]
@@ -21,9 +27,11 @@ pub struct TapWire {
     leader: bool,
     /// Whether the host puts frames into the queue; `None`: always, as the device has but one.
     attached: Option<bool>,
-    /// The last frame read, in case the receiver had no room for it.
+    /// The last frame that the guest's buffers at hand could not hold.
     frame: Box<[u8]>,
     held: Option<usize>,
+    /// Frames in a row that were short.
+    short: u32,
     /// Since the last event, not yet read until empty.
     ready: bool,
 }
@@ -36,11 +44,38 @@ impl TapWire {
             queue,
             leader: at == 0,
             attached: many.then_some(true),
-            frame: vec![0; HEADER_LEN + MAX_FRAME].into_boxed_slice(),
+            frame: vec![0; LONGEST].into_boxed_slice(),
             held: None,
+            short: 0,
             ready: true,
         });
         wires.collect()
+    }
+
+    /// Room to offer for the next frame. Gathering the many buffers of a super-frame takes longer than copying a short
+    /// frame, so it is done while there are super-frames; the first of them is copied once more.
+    fn room(&self) -> usize {
+        if self.short >= TREND { SHORT } else { LONGEST }
+    }
+
+    fn note(&mut self, len: usize) {
+        self.short = if len <= SHORT {
+            self.short.saturating_add(1)
+        } else {
+            0
+        };
+    }
+
+    /// Deliver the frame that is held.
+    fn deliver(&mut self, receiver: &mut Receiver<'_>) {
+        let frame = self.held.and_then(|len| self.frame.get(..len));
+        let Some((header, frame)) = frame.and_then(<[u8]>::split_first_chunk::<HEADER_LEN>) else {
+            self.held = None;
+            return;
+        };
+        if receiver.deliver(&NetHeader::from_bytes(header), frame) != Delivery::NoRoom {
+            self.held = None;
+        }
     }
 
     /// Throw away what came while nobody wanted it.
@@ -97,27 +132,27 @@ impl Wire for TapWire {
 
     fn receive(&mut self, receiver: &mut Receiver<'_>) {
         while receiver.wants_more() {
-            let len = match self.held.take() {
-                Some(len) => len,
-                None => match self.queue.read(&mut self.frame) {
-                    Ok(Some(len)) if len > HEADER_LEN => len,
-                    // Shorter than its own header: nothing a guest could be given.
-                    Ok(Some(_)) => continue,
-                    Ok(None) | Err(_) => {
-                        self.ready = false;
-                        break;
-                    }
-                },
-            };
-            let (Some(header), Some(frame)) = (
-                self.frame.first_chunk::<HEADER_LEN>(),
-                self.frame.get(HEADER_LEN..len),
-            ) else {
+            if self.held.is_some() {
+                self.deliver(receiver);
                 continue;
-            };
-            if receiver.deliver(&NetHeader::from_bytes(header), frame) == Delivery::NoRoom {
-                self.held = Some(len);
-                break;
+            }
+            let room = self.room();
+            let Self { queue, frame, .. } = self;
+            match receiver.read(room, frame, |header, list, off, rest| {
+                queue.read_around(header, list, off, rest)
+            }) {
+                Taken::Frame(len) => self.note(len),
+                Taken::Spilled(len) => {
+                    self.note(len);
+                    self.held = Some(len);
+                }
+                // Shorter than its own header: nothing a guest could be given.
+                Taken::Runt => {}
+                Taken::NoRoom => break,
+                Taken::Nothing | Taken::Failed(_) => {
+                    self.ready = false;
+                    break;
+                }
             }
         }
     }
@@ -126,3 +161,6 @@ impl Wire for TapWire {
         self.ready || self.held.is_some()
     }
 }
+
+#[cfg(test)]
+mod tests;

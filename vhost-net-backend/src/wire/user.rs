@@ -1,8 +1,10 @@
 //! A queue pair on another vhost-user back-end: `virtio-user`, the driver end of its rings.
 //!
 //! Frames are copied between the VM's memory and memory of our own, the only memory that the back-end maps. A link
-//! thread keeps the connection; wires find its rings in their slot while there is one.
+//! thread keeps the connection; wires find its rings in their slot while there is one. What the VM sends with offloads
+//! that this back-end lacks is completed or segmented on the way.
 
+mod fit;
 mod handshake;
 mod link;
 mod queues;

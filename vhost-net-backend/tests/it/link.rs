@@ -7,6 +7,7 @@ use vhost_net_backend::nic::Nic;
 use vhost_net_backend::wire::Wire;
 use vhost_net_backend::wire::user::{Link, probe};
 use vhost_net_backend::{PortConfig, Session, SessionHandle, SocketConfig};
+use virtio::checksum::Checksum;
 use virtio::features as f;
 use virtio::net::{GSO_TCPV4, HDR_F_NEEDS_CSUM, NetHeader};
 
@@ -99,6 +100,98 @@ fn super_frames_and_their_headers_pass_whole() {
         let back = guest.receive(0);
         assert_eq!(back.len(), big.len(), "{len}");
         assert!(back == big, "the bytes of {len} changed");
+    }
+}
+
+/// A TCP frame over IPv4 with `payload`, whose checksum is left to whoever sends it on.
+fn tcp(payload: &[u8]) -> Vec<u8> {
+    let len = u16::try_from(40 + payload.len()).unwrap();
+    let mut ip = vec![0x45, 0];
+    ip.extend(len.to_be_bytes());
+    ip.extend([0, 7, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    let mut sum = Checksum::new();
+    sum.add(&ip);
+    ip[10..12].copy_from_slice(&sum.finish());
+    let mut pseudo = Checksum::new();
+    pseudo.add(&ip[12..20]);
+    pseudo.add_word(6);
+    pseudo.add_word(len - 20);
+    let mut tcp = vec![0x10, 0, 0, 9, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x18, 0xff, 0xff];
+    tcp.extend(pseudo.partial());
+    tcp.extend([0, 0]);
+    let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0];
+    frame.extend(ip);
+    frame.extend(tcp);
+    frame.extend(payload);
+    frame
+}
+
+/// Whether the TCP checksum is complete and right.
+fn is_complete(frame: &[u8]) -> bool {
+    let end = 14 + usize::from(u16::from_be_bytes([frame[16], frame[17]]));
+    let segment = &frame[34..end];
+    let mut sum = Checksum::new();
+    sum.add(&frame[26..34]);
+    sum.add_word(6);
+    sum.add_word(u16::try_from(segment.len()).unwrap());
+    sum.add(segment);
+    sum.finish() == [0, 0]
+}
+
+#[test]
+fn a_back_end_without_offloads_gets_complete_frames() {
+    let lacking = f::NET_F_HOST_TSO4 | f::NET_F_HOST_TSO6 | f::NET_F_HOST_ECN;
+    for lacking in [
+        lacking | f::NET_F_CSUM,
+        lacking,
+        lacking | f::NET_F_CSUM | f::NET_F_MRG_RXBUF,
+    ] {
+        let port = PortConfig {
+            features: !lacking,
+            ..PortConfig::new("plain")
+        };
+        let echo = Device::with(port, |config| config);
+        let dir = tempfile::tempdir().unwrap();
+        let near = dir.path().join("near");
+        // The VM was offered offloads before anybody knew of this back-end.
+        let first = between(&near, &echo.path, 1);
+        let mut guest = Guest::connect(&near, 1, FEATURES | f::NET_F_HOST_TSO4);
+        for ring in 0..2 {
+            guest.start_ring(ring, 0);
+            guest.frontend.set_vring_enable_all(ring);
+        }
+        guest.post_all(0);
+        until("the link is up", || first.link.is_up());
+        let csum = NetHeader {
+            flags: HDR_F_NEEDS_CSUM,
+            csum_start: 34,
+            csum_offset: 16,
+            ..NetHeader::default()
+        };
+        let gso = NetHeader {
+            gso_type: GSO_TCPV4,
+            hdr_len: 54,
+            gso_size: 1000,
+            ..csum
+        };
+        let payload: Vec<u8> = (0..30_500usize)
+            .map(|at| u8::try_from(at % 251).unwrap())
+            .collect();
+        let whole = lacking & f::NET_F_CSUM == 0;
+        assert!(guest.send_with(0, &csum, &tcp(&payload[..777])));
+        let back = guest.receive(0);
+        assert_eq!(is_complete(&back), !whole, "{lacking:#x}");
+        assert_eq!(back[54..], payload[..777]);
+        assert!(guest.send_with(0, &gso, &tcp(&payload)));
+        let mut got: Vec<u8> = Vec::new();
+        while got.len() < payload.len() {
+            let back = guest.receive(0);
+            assert_eq!(back.len(), 54 + 1000.min(payload.len() - got.len()));
+            assert_eq!(is_complete(&back), !whole, "{lacking:#x}");
+            got.extend(&back[54..]);
+        }
+        assert!(got == payload, "the payload changed");
+        assert_eq!(echo.nic.counts()[0].tx_frames, 32);
     }
 }
 

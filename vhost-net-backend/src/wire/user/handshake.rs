@@ -18,8 +18,12 @@ use crate::session::SocketError;
 
 /// How long a back-end may take for a handshake.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What this end has to have: modern rings, and frames over several buffers.
-const NEEDED: u64 = f::VERSION_1 | f::NET_F_MRG_RXBUF | f::VHOST_USER_F_PROTOCOL_FEATURES;
+/// What this end has to have: modern rings.
+const NEEDED: u64 = f::VERSION_1 | f::VHOST_USER_F_PROTOCOL_FEATURES;
+/// What this end uses where it can.
+const USED: u64 = f::RING_F_EVENT_IDX | f::NET_F_MRG_RXBUF | f::NET_F_MQ | f::NET_F_CTRL_VQ;
+/// Frames longer than a buffer of ours: to be received only where they may be spread over several.
+const LONG: u64 = f::NET_F_GUEST_TSO4 | f::NET_F_GUEST_TSO6 | f::NET_F_GUEST_ECN;
 
 /// Why there is no link.
 #[derive(Debug, thiserror::Error)]
@@ -121,17 +125,15 @@ pub fn probe(path: &Path) -> Result<Offer, HandshakeError> {
     bounded(&watch, || greet(stream)).map(|greeted| greeted.offer)
 }
 
-/// The bits to acknowledge to the back-end on behalf of a VM whose driver acknowledged `acked`.
-pub(super) fn features(offer: &Offer, acked: u64) -> Result<u64, HandshakeError> {
-    // What the VM may send must be understood; what it can receive is an offer that may be declined.
-    let sends = f::NET_F_CSUM | f::NET_F_HOST_TSO4 | f::NET_F_HOST_TSO6 | f::NET_F_HOST_ECN;
-    let lacking = acked & sends & !offer.features;
-    if lacking != 0 {
-        return Err(HandshakeError::Features(lacking));
+/// The bits to acknowledge to the back-end on behalf of a VM whose driver acknowledged `acked`. What the VM may send and
+/// the back-end lacks is made up for on the way.
+pub(super) fn features(offer: &Offer, acked: u64) -> u64 {
+    let agreed = (NEEDED | USED | (acked & crate::config::OFFLOADS)) & offer.features;
+    if agreed & f::NET_F_MRG_RXBUF == 0 {
+        agreed & !LONG
+    } else {
+        agreed
     }
-    let wanted =
-        NEEDED | f::RING_F_EVENT_IDX | f::NET_F_MQ | f::NET_F_CTRL_VQ | (acked & crate::config::OFFLOADS);
-    Ok(wanted & offer.features)
 }
 
 /// Share our memory with the back-end.

@@ -227,7 +227,7 @@ impl<F: Fn(bool)> Keeper<F> {
                 offered,
             });
         }
-        let features = handshake::features(&offer, wishes.features)?;
+        let features = handshake::features(&offer, wishes.features);
         frontend.set_features(features)?;
         let memory = SharedMemory::new("virtio-user", BASE, u64::from(offered) * PAIR)?;
         handshake::share(&frontend, &memory)?;

@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 
+use virtio::checksum::copy_completing;
+use virtio::features as f;
 use virtio::memory::{GuestSlice, MemoryMap, chain_len, copy_chain, read_chain};
 use virtio::net::{HEADER_LEN, NetHeader};
+use virtio::segment::{Completion, Segmenter};
 use virtio::split::driver::{Buffer, DriverQueue};
 use virtio::split::{QueueConfig, QueueError, RingLayout};
 
+use super::fit::Fit;
 use crate::eventfd::Call;
 use crate::wire::Sent;
 
@@ -39,6 +43,8 @@ pub(super) fn config(base: u64, transmit: bool, features: u64) -> QueueConfig {
 #[derive(Debug)]
 pub(super) struct Queues {
     memory: Arc<MemoryMap>,
+    /// What was negotiated with the back-end.
+    features: u64,
     rx: DriverQueue,
     tx: DriverQueue,
     rx_kick: Call,
@@ -77,6 +83,11 @@ impl Frame {
     }
 }
 
+/// Buffers for a frame of `len` bytes with its header.
+fn buffers_for(len: usize) -> usize {
+    (HEADER_LEN + len).div_ceil(CHUNK as usize)
+}
+
 fn segments<'m>(memory: &'m MemoryMap, parts: &[(u64, u32)]) -> Vec<GuestSlice<'m>> {
     parts
         .iter()
@@ -101,6 +112,7 @@ impl Queues {
             rx: DriverQueue::new(Arc::clone(&memory), &config(base, false, features), None)?,
             tx: DriverQueue::new(Arc::clone(&memory), &config(base, true, features), None)?,
             memory,
+            features,
             rx_kick,
             tx_kick,
             rx_armed: true,
@@ -143,13 +155,67 @@ impl Queues {
         self.broken = true;
     }
 
-    /// Copy a frame into buffers of ours and queue it.
+    /// Copy a frame into buffers of ours, in a form that the back-end can take, and queue it.
     pub(super) fn send(&mut self, header: &NetHeader, chain: &[GuestSlice<'_>], off: usize) -> Sent {
         if self.broken {
             return Sent::Refused;
         }
         let len = chain_len(chain).saturating_sub(off);
-        let count = (HEADER_LEN + len).div_ceil(CHUNK as usize);
+        match Fit::of(header, self.features, chain, off, len) {
+            Fit::Whole => self.send_one(header, len, |to| {
+                copy_chain(chain, off, to, HEADER_LEN, len) == len
+            }),
+            Fit::Complete => self.send_one(&NetHeader::default(), len, |to| {
+                let (start, offset) = (header.csum_start, header.csum_offset);
+                copy_completing(chain, off, to, HEADER_LEN, len, start, offset)
+            }),
+            Fit::Segments(plan, completion) => self.send_segments(&plan, completion, chain, off),
+            Fit::Never => Sent::Refused,
+        }
+    }
+
+    fn send_one(
+        &mut self,
+        header: &NetHeader,
+        len: usize,
+        fill: impl FnOnce(&[GuestSlice<'_>]) -> bool,
+    ) -> Sent {
+        match self.reserve(buffers_for(len)) {
+            Ok(()) => self.queue(header, len, fill),
+            Err(sent) => sent,
+        }
+    }
+
+    /// All frames of a super-frame, or none for now.
+    fn send_segments(
+        &mut self,
+        plan: &Segmenter,
+        completion: Completion,
+        chain: &[GuestSlice<'_>],
+        off: usize,
+    ) -> Sent {
+        let most = plan.count() * buffers_for(plan.max_frame_len());
+        if most > usize::from(SIZE) {
+            return Sent::Refused;
+        }
+        if let Err(sent) = self.reserve(most) {
+            return sent;
+        }
+        let header = plan.net_header(completion);
+        let mut frames = plan.frames(chain, off);
+        while let Some(len) = frames.next_len() {
+            let sent = self.queue(&header, len, |to| {
+                frames.write_next(to, HEADER_LEN, completion).is_some()
+            });
+            if sent != Sent::Done {
+                return sent;
+            }
+        }
+        Sent::Done
+    }
+
+    /// See to it that `count` buffers are free.
+    fn reserve(&mut self, count: usize) -> Result<(), Sent> {
         if self.free.len() < count {
             self.reap();
         }
@@ -157,16 +223,27 @@ impl Queues {
         while self.free.len() < count {
             self.tx_armed = true;
             if !self.tx.enable_interrupts() {
-                return Sent::Full;
+                return Err(Sent::Full);
             }
             self.reap();
             if self.broken {
-                return Sent::Refused;
+                return Err(Sent::Refused);
             }
         }
         if std::mem::take(&mut self.tx_armed) {
             self.tx.disable_interrupts();
         }
+        Ok(())
+    }
+
+    /// Queue a frame of `len` bytes in free buffers, which `fill` puts there.
+    fn queue(
+        &mut self,
+        header: &NetHeader,
+        len: usize,
+        fill: impl FnOnce(&[GuestSlice<'_>]) -> bool,
+    ) -> Sent {
+        let count = buffers_for(len);
         let mut left = HEADER_LEN + len;
         let mut parts = Vec::with_capacity(count);
         for addr in self.free.drain(self.free.len() - count..) {
@@ -176,12 +253,12 @@ impl Queues {
         }
         let target = segments(&self.memory, &parts);
         virtio::memory::write_chain(&target, 0, &header.to_bytes());
-        copy_chain(chain, off, &target, HEADER_LEN, len);
+        let filled = fill(&target);
         let list: Vec<Buffer> = parts.iter().map(|&(addr, len)| Buffer { addr, len }).collect();
         let addrs: Vec<u64> = parts.iter().map(|(addr, _)| *addr).collect();
         let first = addrs[0];
-        if self.tx.push(&list, &[], first).is_err() {
-            // As many descriptors as buffers: this cannot be, but losing buffers would be worse.
+        // As many descriptors as buffers, so that a push cannot fail; but losing buffers would be worse than a frame.
+        if !filled || self.tx.push(&list, &[], first).is_err() {
             self.free.extend(addrs);
             return Sent::Refused;
         }
@@ -239,7 +316,9 @@ impl Queues {
                             self.fail(&"a frame without a header");
                             return false;
                         }
-                        missing = usize::from(NetHeader::from_bytes(&bytes).num_buffers).max(1);
+                        if self.features & f::NET_F_MRG_RXBUF != 0 {
+                            missing = usize::from(NetHeader::from_bytes(&bytes).num_buffers).max(1);
+                        }
                     }
                     missing -= 1;
                 }
