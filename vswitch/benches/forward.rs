@@ -4,17 +4,16 @@
 //! the worker's CPU time per frame, for each frame size, with and without mergeable buffers. An argument limits
 //! it to the cases whose name contains it; `--seconds N` sets the time for each.
 
-#[path = "../tests/support/guest.rs"]
-mod guest;
 #[path = "../tests/support/net.rs"]
 mod net;
 
 use std::time::{Duration, Instant};
 
-use guest::{Guest, Options};
 use net::{BROADCAST, Net, frame, mac, udp};
+use netyard_testkit::endpoint::Options;
+use netyard_testkit::guest::Guest;
 use virtio::features as f;
-use virtio::split::driver::Buffer;
+use virtio::net::HEADER_LEN;
 use vswitch::config::{BridgeSettings, PollMode};
 
 /// Frames handed over at a time.
@@ -108,10 +107,10 @@ fn run(case: &Case, time: Duration) {
     to.receive();
     let mut sent = udp(2, 1, [1, 2], 0);
     sent.resize(case.frame_len, 7);
-    from.fill(0, &sent);
-    pump(&mut from, &mut to, Duration::from_millis(200));
+    fill(&mut from, &sent);
+    pump(&mut from, &mut to, case.frame_len, Duration::from_millis(200));
     let before = (net.port("to").counters.tx_frames, worker_time());
-    let took = pump(&mut from, &mut to, time);
+    let took = pump(&mut from, &mut to, case.frame_len, time);
     let view = net.port("to");
     let frames = view.counters.tx_frames - before.0;
     let worker = worker_time().saturating_sub(before.1);
@@ -127,11 +126,14 @@ fn run(case: &Case, time: Duration) {
 }
 
 /// Keeps the sender's queue full and the receiver's supplied.
-fn pump(from: &mut Guest, to: &mut Guest, time: Duration) -> Duration {
+fn pump(from: &mut Guest, to: &mut Guest, frame_len: usize, time: Duration) -> Duration {
     let start = Instant::now();
     let mut rounds = 0_u32;
     loop {
-        let moved = from.transmit_again(0, BURST) + to.receive_and_post(0, BURST);
+        let moved = from
+            .transmit(0, BURST, |_| HEADER_LEN + frame_len)
+            .expect("a sane ring")
+            + to.endpoint.receive(0, BURST, |_| {}).expect("a sane ring");
         if moved == 0 {
             std::thread::yield_now();
         }
@@ -161,58 +163,16 @@ fn worker_time() -> Duration {
         .sum()
 }
 
-impl Guest {
-    /// Writes the same frame into every transmit slot.
-    fn fill(&mut self, pair: usize, frame: &[u8]) {
-        self.flush();
-        let queue = &mut self.queues[pair * 2 + 1];
-        let bytes = [&[0; 12][..], frame].concat();
-        for slot in 0..self.options.queue_size {
-            let buffer = queue.buffer(slot);
-            self.map
-                .slice(buffer.addr, bytes.len())
-                .expect("a slot")
-                .write_from(0, &bytes);
-        }
-        queue.frame_len = u32::try_from(bytes.len()).expect("a short frame");
-    }
-
-    /// Transmits what is in the slots that are free, up to `most`.
-    fn transmit_again(&mut self, pair: usize, most: usize) -> usize {
-        let queue = &mut self.queues[pair * 2 + 1];
-        queue.reclaim();
-        let count = most.min(queue.free.len());
-        for _ in 0..count {
-            let slot = queue.free.pop().expect("counted");
-            let buffer = Buffer {
-                len: queue.frame_len,
-                ..queue.buffer(slot)
-            };
-            queue
-                .driver
-                .push(&[buffer], &[], u64::from(slot))
-                .expect("as many chains as slots");
-        }
-        queue.publish();
-        count
-    }
-
-    /// Takes received frames and posts their buffers again.
-    fn receive_and_post(&mut self, pair: usize, most: usize) -> usize {
-        let queue = &mut self.queues[pair * 2];
-        let mut count = 0;
-        while count < most {
-            let Some((slot, _)) = queue.driver.pop_used().expect("a sane ring") else {
-                break;
-            };
-            let slot = u16::try_from(slot).expect("a slot");
-            queue
-                .driver
-                .push(&[], &[queue.buffer(slot)], u64::from(slot))
-                .expect("as many chains as slots");
-            count += 1;
-        }
-        queue.publish();
-        count
+/// Writes the same frame into every transmit slot.
+fn fill(guest: &mut Guest, frame: &[u8]) {
+    guest.flush();
+    let bytes = [&[0; 12][..], frame].concat();
+    for slot in 0..guest.options.queue_size {
+        let buffer = guest.queues[1].buffer(slot);
+        guest
+            .map
+            .slice(buffer.addr, bytes.len())
+            .expect("a slot")
+            .write_from(0, &bytes);
     }
 }

@@ -1,7 +1,5 @@
 //! The real binary in a run folder of its own.
 
-#[path = "support/guest.rs"]
-mod guest;
 #[path = "support/net.rs"]
 mod net;
 
@@ -11,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use guest::{Guest, Options, wait_for};
 use net::{BROADCAST, frame, mac};
+use netyard_testkit::endpoint::Options;
+use netyard_testkit::guest::{Guest, wait_for};
 use serde_json::Value;
 
 /// A run folder; whatever was started in it is stopped at the end.

@@ -1,12 +1,11 @@
 //! Frames through a real switch: guests on vhost-user sockets, in one process.
 
-#[path = "support/guest.rs"]
-mod guest;
 #[path = "support/net.rs"]
 mod net;
 
-use guest::{Guest, Options, wait_for};
 use net::{BROADCAST, Net, frame, mac};
+use netyard_testkit::endpoint::Options;
+use netyard_testkit::guest::{Guest, wait_for};
 use virtio::features as f;
 use virtio::net::NetHeader;
 use vswitch::config::BridgeSettings;
@@ -344,7 +343,7 @@ fn a_broken_ring_stops_its_own_port_only() {
     let (mut a, mut b, mut c) = (net.guest("a"), net.guest("b"), net.guest("c"));
     introduce(&mut [&mut a, &mut b, &mut c]);
     // The available index of b's transmit queue jumps further than the queue is long.
-    let avail = b.queues[1].avail_address();
+    let avail = b.queues[1].config.avail;
     b.map
         .slice(avail + 2, 2)
         .unwrap()

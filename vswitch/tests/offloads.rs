@@ -1,13 +1,13 @@
 //! Frames with work left to do, to guests that can and cannot do it themselves; and queue pairs.
 
-#[path = "support/guest.rs"]
-mod guest;
 #[path = "support/net.rs"]
 mod net;
 
-use guest::{Guest, Options};
 use net::{BROADCAST, Net, frame, mac, udp};
-use virtio::checksum::{Checksum, complete};
+use netyard_testkit::endpoint::Options;
+use netyard_testkit::guest::Guest;
+use netyard_testkit::tcp::{Segment, checksum_is_right};
+use virtio::checksum::complete;
 use virtio::features as f;
 use virtio::net::{GSO_TCPV4, HDR_F_NEEDS_CSUM, NetHeader};
 use vswitch::config::BridgeSettings;
@@ -29,30 +29,17 @@ fn options(offloads: u64) -> Options {
     }
 }
 
-/// A TCP segment over IPv4 whose checksum field holds the pseudo-header's sum, and its header.
+/// A TCP segment of the first guest for the second, and its header.
 fn tcp(payload: usize) -> (NetHeader, Vec<u8>) {
-    let mut frame = [&mac(2).octets()[..], &mac(1).octets(), &[8, 0]].concat();
-    let total = u16::try_from(40 + payload).unwrap();
-    frame.extend([0x45, 0]);
-    frame.extend(total.to_be_bytes());
-    frame.extend([0, 7, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
-    let mut sum = Checksum::new();
-    sum.add(&frame[14..34]);
-    frame[24..26].copy_from_slice(&sum.finish());
-    frame.extend([0x30, 0x39, 0x14, 0x51, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x18, 1, 0]);
-    let mut pseudo = Checksum::new();
-    pseudo.add(&[10, 0, 0, 1, 10, 0, 0, 2, 0, 6]);
-    pseudo.add(&(total - 20).to_be_bytes());
-    frame.extend(pseudo.partial());
-    frame.extend([0, 0]);
-    frame.extend((0..payload).map(|at| u8::try_from(at % 251).unwrap()));
-    let header = NetHeader {
-        flags: HDR_F_NEEDS_CSUM,
-        csum_start: 34,
-        csum_offset: 16,
-        ..NetHeader::default()
-    };
-    (header, frame)
+    let payload: Vec<u8> = (0..payload).map(|at| u8::try_from(at % 251).unwrap()).collect();
+    Segment {
+        macs: [mac(2).octets(), mac(1).octets()],
+        addresses: [[10, 0, 0, 1], [10, 0, 0, 2]],
+        ports: [12345, 5201],
+        flags: 0x18,
+        payload: &payload,
+    }
+    .build()
 }
 
 fn learn(guests: &mut [&mut Guest]) {
@@ -64,16 +51,6 @@ fn learn(guests: &mut [&mut Guest]) {
     }
     guests[0].receive();
     guests[1].receive();
-}
-
-/// Whether TCP's checksum in a frame is right.
-fn checksum_is_right(frame: &[u8]) -> bool {
-    let mut sum = Checksum::new();
-    sum.add(&frame[26..34]);
-    sum.add(&[0, 6]);
-    sum.add(&u16::try_from(frame.len() - 34).unwrap().to_be_bytes());
-    sum.add(&frame[34..]);
-    sum.finish() == [0, 0]
 }
 
 #[test]
@@ -256,7 +233,7 @@ fn pairs_that_are_not_enabled_get_nothing() {
     for index in [0, 1, 4, 5] {
         b.frontend.set_vring_enable(index, false).unwrap();
     }
-    guest::wait_for("two pairs", || net.port("b").enabled_queue_pairs == 2);
+    netyard_testkit::guest::wait_for("two pairs", || net.port("b").enabled_queue_pairs == 2);
     let mut seen = [0_u32; 4];
     for port in 0..64 {
         a.send(0, &udp(2, 1, [port, 9], 1));

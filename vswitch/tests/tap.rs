@@ -1,15 +1,13 @@
 //! An interface of the host as a port, in a network namespace of the test's own.
 
-#[path = "support/guest.rs"]
-mod guest;
 #[path = "support/net.rs"]
 mod net;
 
 use std::net::UdpSocket;
 use std::process::Command;
 
-use guest::{Guest, wait_for};
 use net::{Net, mac};
+use netyard_testkit::guest::{Guest, wait_for};
 use virtio::checksum::Checksum;
 use vswitch::model::NewPort;
 

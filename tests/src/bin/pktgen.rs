@@ -109,6 +109,7 @@ fn measure(args: &Args) -> Result<Vec<Line>, SuiteError> {
         .iter()
         .map(|socket| Endpoint::connect(socket, options));
     let mut ports = ports.collect::<Result<Vec<_>, _>>()?;
+    ports.iter_mut().for_each(Endpoint::disable_interrupts);
     let setting = Setting {
         sizes: args.size.clone(),
         flows: args.flows.max(1),

@@ -10,8 +10,10 @@ use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost_net_backend::{PortConfig, SessionHandle};
 
+use netyard_testkit::message::message;
+
 use crate::guest::{FEATURES, Guest, connect, negotiate};
-use crate::hostile::{message, refuses, send_fds, survives};
+use crate::hostile::{refuses, send_fds, survives};
 use crate::process::connect_to;
 use crate::session::Device;
 use crate::until;

@@ -1,15 +1,14 @@
 //! Front-ends that break every rule: they lose their connection, and nobody else notices.
 
 use std::fs::File;
-use std::io::{IoSlice, Read, Write};
-use std::mem::MaybeUninit;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use netyard_testkit::message::{header, message};
 use rustix::event::EventfdFlags;
 use rustix::fs::{MemfdFlags, OFlags};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use vhost::VhostBackend;
 use vhost_net_backend::{PortConfig, SocketConfig};
 use virtio::net::{GSO_TCPV4, HDR_F_NEEDS_CSUM, NetHeader};
@@ -38,24 +37,8 @@ fn device() -> Device {
     })
 }
 
-/// A message in the form of the wire: header, then payload.
-pub(crate) fn message(request: u32, flags: u32, payload: &[u64]) -> Vec<u8> {
-    let size = u32::try_from(payload.len() * 8).unwrap();
-    let mut bytes: Vec<u8> = [request, flags, size]
-        .into_iter()
-        .flat_map(u32::to_ne_bytes)
-        .collect();
-    bytes.extend(payload.iter().flat_map(|word| word.to_ne_bytes()));
-    bytes
-}
-
 pub(crate) fn send_fds(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() {
-        assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
-    }
-    rustix::net::sendmsg(stream, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL).unwrap();
+    netyard_testkit::message::send(stream, bytes, fds).unwrap();
 }
 
 fn fds() -> usize {
@@ -100,11 +83,7 @@ fn headers_that_are_none_of_the_protocol() {
         ("request 99", 99, 1, 0),
         ("request 2^31", 1 << 31, 1, 0),
     ] {
-        let bytes: Vec<u8> = [request, flags, size]
-            .into_iter()
-            .flat_map(u32::to_ne_bytes)
-            .collect();
-        refuses(what, &bytes, &[]);
+        refuses(what, &header(request, flags, size), &[]);
     }
 }
 

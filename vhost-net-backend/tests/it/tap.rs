@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use virtio::checksum::Checksum;
-use virtio::net::{HDR_F_NEEDS_CSUM, NetHeader};
+use netyard_testkit::tcp::Segment;
+use virtio::net::NetHeader;
 
 use crate::guest::{FEATURES, Guest};
 use crate::process::{PROGRAM, Program};
@@ -58,31 +58,14 @@ fn inside(program: &Program, args: &[&str]) -> String {
 
 /// A TCP SYN to a port that nobody listens on; the kernel has to complete its checksum.
 fn syn(host_mac: [u8; 6], port: u16) -> (NetHeader, Vec<u8>) {
-    let mut ip = vec![0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0];
-    ip.extend(GUEST);
-    ip.extend(HOST);
-    let mut sum = Checksum::new();
-    sum.add(&ip);
-    ip[10..12].copy_from_slice(&sum.finish());
-    let mut tcp = port.to_be_bytes().to_vec();
-    tcp.extend([0, 9, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
-    let mut pseudo = Checksum::new();
-    pseudo.add(&GUEST);
-    pseudo.add(&HOST);
-    pseudo.add(&[0, 6, 0, 20]);
-    tcp[16..18].copy_from_slice(&pseudo.partial());
-    let mut frame = host_mac.to_vec();
-    frame.extend(GUEST_MAC);
-    frame.extend([8, 0]);
-    frame.extend(ip);
-    frame.extend(tcp);
-    let header = NetHeader {
-        flags: HDR_F_NEEDS_CSUM,
-        csum_start: 34,
-        csum_offset: 16,
-        ..NetHeader::default()
-    };
-    (header, frame)
+    Segment {
+        macs: [host_mac, GUEST_MAC],
+        addresses: [GUEST, HOST],
+        ports: [port, 9],
+        flags: 2,
+        payload: &[],
+    }
+    .build()
 }
 
 /// Whether this is the host's refusal of our SYN from `port`.

@@ -4,12 +4,12 @@
 
 use std::path::PathBuf;
 
+use netyard_testkit::endpoint::Options;
+use netyard_testkit::guest::{Guest, wait_for};
 use vswitch::config::{BridgeConfig, BridgeSettings};
 use vswitch::mac::MacAddr;
 use vswitch::model::{NewPort, PortState, PortView};
 use vswitch::switch::Switch;
-
-use super::guest::{Guest, Options, wait_for};
 
 pub(crate) struct Net {
     pub(crate) switch: Switch,
@@ -36,10 +36,10 @@ impl Net {
         self.folder.path().join(port)
     }
 
-    pub(crate) fn new_port(&self, name: &str, pairs: usize) -> NewPort {
+    pub(crate) fn new_port(&self, name: &str, pairs: u16) -> NewPort {
         NewPort {
             socket: Some(self.socket(name)),
-            queues: u16::try_from(pairs).unwrap(),
+            queues: pairs,
             ..NewPort::new(name)
         }
     }
@@ -58,9 +58,7 @@ impl Net {
     pub(crate) fn connect(&self, name: &str, options: Options) -> Guest {
         let pairs = options.pairs;
         let guest = Guest::connect(&self.socket(name), options);
-        wait_for("all queue pairs", || {
-            usize::from(self.port(name).enabled_queue_pairs) == pairs
-        });
+        wait_for("all queue pairs", || self.port(name).enabled_queue_pairs == pairs);
         guest
     }
 

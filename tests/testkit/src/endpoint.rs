@@ -11,11 +11,11 @@ use virtio::features;
 use virtio::memory::{GuestSlice, MemoryMap, SharedMemory};
 use virtio::net::HEADER_LEN;
 use virtio::split::driver::{Buffer, DriverQueue};
-use virtio::split::{QueueConfig, RingLayout};
+use virtio::split::{QueueConfig, RingError, RingLayout};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Where an endpoint's memory starts, for itself and for the back-end.
-const BASE: u64 = 0x1_0000_0000;
+pub const BASE: u64 = 0x1_0000_0000;
 
 /// What an endpoint is made of.
 #[derive(Debug, Clone, Copy)]
@@ -24,8 +24,12 @@ pub struct Options {
     pub pairs: u16,
     /// Entries of each virtqueue.
     pub queue_size: u16,
-    /// Room for one frame and its virtio-net header.
+    /// Room for one transmitted frame and its virtio-net header.
     pub slot_len: u32,
+    /// Bytes of each receive buffer.
+    pub buffer_len: u32,
+    /// Whether receive buffers are posted at the start.
+    pub post: bool,
     /// Feature bits to take of those that are offered.
     pub features: u64,
 }
@@ -34,14 +38,16 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             pairs: 1,
-            queue_size: 1024,
+            queue_size: 256,
             slot_len: 2048,
+            buffer_len: 2048,
+            post: true,
             features: features::VERSION_1 | features::NET_F_MRG_RXBUF | features::RING_F_EVENT_IDX,
         }
     }
 }
 
-/// What went wrong between the generator and the back-end.
+/// What went wrong between an endpoint and its back-end.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
     /// The handshake failed.
@@ -54,7 +60,7 @@ pub enum EndpointError {
         /// What the protocol said.
         source: vhost::Error,
     },
-    /// The back-end lacks a feature that the generator needs.
+    /// The back-end lacks a feature that the endpoint was to take.
     #[error("{socket}: the back-end offers {offered:#x} and lacks {missing:#x} of the features asked for")]
     Features {
         /// The back-end's socket.
@@ -72,86 +78,120 @@ pub enum EndpointError {
     Queue(#[from] virtio::split::QueueError),
     /// The back-end broke a ring.
     #[error("the back-end broke a ring: {0}")]
-    Ring(#[from] virtio::split::RingError),
+    Ring(#[from] RingError),
     /// The machine refused an eventfd.
     #[error("no eventfd: {0}")]
     EventFd(#[from] std::io::Error),
 }
 
+impl EndpointError {
+    fn handshake(socket: &Path, step: &'static str, source: vhost::Error) -> Self {
+        Self::Handshake {
+            socket: socket.display().to_string(),
+            step,
+            source,
+        }
+    }
+}
+
 /// A connected endpoint.
 pub struct Endpoint {
-    frontend: Frontend,
-    memory: SharedMemory,
-    map: Arc<MemoryMap>,
-    /// Receive and transmit queue of each pair.
-    rings: Vec<[Ring; 2]>,
+    /// The vhost-user connection.
+    pub frontend: Frontend,
+    /// The memory shared with the back-end.
+    pub memory: SharedMemory,
+    /// The same memory by guest address.
+    pub map: Arc<MemoryMap>,
+    /// Even numbers receive, odd ones transmit.
+    pub queues: Vec<Queue>,
+    /// What it was made of.
+    pub options: Options,
 }
 
 impl std::fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Endpoint")
-            .field("pairs", &self.rings.len())
+            .field("options", &self.options)
             .finish_non_exhaustive()
     }
 }
 
-struct Ring {
-    driver: DriverQueue,
-    kick: EventFd,
-    call: EventFd,
-    config: QueueConfig,
-    slots: u64,
-    slot_len: u32,
-    free: Vec<u16>,
+/// One virtqueue with its eventfds and its buffers.
+#[derive(Debug)]
+pub struct Queue {
+    /// The driver end.
+    pub driver: DriverQueue,
+    /// Tells the device of new chains.
+    pub kick: EventFd,
+    /// Tells of used chains.
+    pub call: EventFd,
+    /// Where the rings are.
+    pub config: QueueConfig,
+    buffers: u64,
+    buffer_len: u32,
+    /// Buffers that the device does not have.
+    pub free: Vec<u16>,
 }
 
 impl Endpoint {
-    /// Connects to the back-end at `socket` and starts every queue pair, with all receive buffers posted.
+    /// Connects to the back-end at `socket`, starts every queue pair, and posts all receive buffers unless that is not wanted.
     pub fn connect(socket: &Path, options: Options) -> Result<Self, EndpointError> {
-        let ring_len = RingLayout::new(options.queue_size).len.next_multiple_of(4096);
-        let area = ring_len + u64::from(options.slot_len) * u64::from(options.queue_size);
-        let total = (area * 2 * u64::from(options.pairs)).next_multiple_of(2 << 20);
-        let memory = SharedMemory::new("pktgen", BASE, total)?;
+        let mut endpoint = Self::prepare(socket, options)?;
+        for index in 0..endpoint.queues.len() {
+            endpoint
+                .start(index)
+                .map_err(|source| EndpointError::handshake(socket, "starting a ring", source))?;
+        }
+        if options.post {
+            for pair in 0..usize::from(options.pairs) {
+                endpoint.queues[pair * 2].post()?;
+            }
+        }
+        Ok(endpoint)
+    }
+
+    /// Connects, negotiates and shares memory; starts nothing.
+    pub fn prepare(socket: &Path, options: Options) -> Result<Self, EndpointError> {
+        let size = options.queue_size;
+        let ring_len = RingLayout::new(size).len.next_multiple_of(4096);
+        let area = |len: u32| ring_len + u64::from(len) * u64::from(size);
+        let pair_len = area(options.buffer_len) + area(options.slot_len);
+        let total = (pair_len * u64::from(options.pairs)).next_multiple_of(2 << 20);
+        let memory = SharedMemory::new("endpoint", BASE, total)?;
         let map = Arc::new(MemoryMap::new(vec![Arc::clone(memory.region())])?);
-        let mut areas = (0..).map(|index| BASE + area * index);
-        let mut ring = || Ring::new(&map, areas.next().unwrap_or(BASE), options);
-        let rings = (0..options.pairs)
-            .map(|_| Ok([ring()?, ring()?]))
-            .collect::<Result<Vec<_>, EndpointError>>()?;
-        let step = |step| {
-            let socket = socket.display().to_string();
-            move |source| EndpointError::Handshake { socket, step, source }
-        };
-        let frontend = Frontend::connect(socket, u64::from(options.pairs) * 2).map_err(step("connect"))?;
+        let mut at = BASE;
+        let mut queues = Vec::new();
+        for index in 0..options.pairs * 2 {
+            let len = if index % 2 == 0 {
+                options.buffer_len
+            } else {
+                options.slot_len
+            };
+            queues.push(Queue::new(&map, at, len, &options)?);
+            at += area(len);
+        }
+        let frontend = Frontend::connect(socket, queues.len() as u64)
+            .map_err(|error| EndpointError::handshake(socket, "connect", error))?;
         let mut endpoint = Self {
             frontend,
             memory,
             map,
-            rings,
+            queues,
+            options,
         };
-        endpoint.negotiate(socket, options)?;
-        for index in 0..endpoint.rings.len() * 2 {
-            endpoint.start(index).map_err(step("starting a ring"))?;
-        }
-        endpoint.post()?;
+        endpoint.negotiate(socket)?;
         Ok(endpoint)
     }
 
-    fn negotiate(&mut self, socket: &Path, options: Options) -> Result<(), EndpointError> {
-        let shown = || socket.display().to_string();
-        let failed = |step| {
-            move |source| EndpointError::Handshake {
-                socket: shown(),
-                step,
-                source,
-            }
-        };
+    fn negotiate(&mut self, socket: &Path) -> Result<(), EndpointError> {
+        let options = self.options;
+        let failed = |step| move |source| EndpointError::handshake(socket, step, source);
         self.frontend.set_owner().map_err(failed("SET_OWNER"))?;
         let offered = self.frontend.get_features().map_err(failed("GET_FEATURES"))?;
         let missing = options.features & !offered;
         if missing != 0 {
             return Err(EndpointError::Features {
-                socket: shown(),
+                socket: socket.display().to_string(),
                 offered,
                 missing,
             });
@@ -180,39 +220,29 @@ impl Endpoint {
         Ok(())
     }
 
-    fn start(&mut self, index: usize) -> Result<(), vhost::Error> {
-        let ring = &self.rings[index / 2][index % 2];
-        let config = ring.config;
+    /// Starts and enables one ring.
+    pub fn start(&mut self, index: usize) -> Result<(), vhost::Error> {
+        let queue = &self.queues[index];
+        let config = queue.config;
         let frontend = &mut self.frontend;
         frontend.set_vring_num(index, config.size)?;
-        let addresses = VringConfigData {
-            queue_max_size: config.size,
-            queue_size: config.size,
-            flags: 0,
-            desc_table_addr: config.desc,
-            used_ring_addr: config.used,
-            avail_ring_addr: config.avail,
-            log_addr: None,
-        };
-        frontend.set_vring_addr(index, &addresses)?;
-        frontend.set_vring_base(index, 0)?;
-        frontend.set_vring_call(index, &ring.call)?;
-        frontend.set_vring_kick(index, &ring.kick)?;
+        frontend.set_vring_addr(index, &addresses(&config))?;
+        frontend.set_vring_base(index, config.next_avail)?;
+        frontend.set_vring_call(index, &queue.call)?;
+        frontend.set_vring_kick(index, &queue.kick)?;
         frontend.set_vring_enable(index, true)
     }
 
     /// Queue pairs.
     pub fn pairs(&self) -> usize {
-        self.rings.len()
+        self.queues.len() / 2
     }
 
-    /// Gives every free receive buffer to the device.
-    fn post(&mut self) -> Result<(), EndpointError> {
-        for [receive, _] in &mut self.rings {
-            receive.driver.disable_interrupts();
-            receive.post()?;
+    /// Has the device signal no used buffers: this end polls.
+    pub fn disable_interrupts(&mut self) {
+        for queue in &mut self.queues {
+            queue.driver.disable_interrupts();
         }
-        Ok(())
     }
 
     /// Sends at most `count` frames on queue pair `pair`: `fill` writes each into its slot, header first, and gives its whole length.
@@ -224,10 +254,8 @@ impl Endpoint {
         mut fill: impl FnMut(GuestSlice<'_>) -> usize,
     ) -> Result<usize, EndpointError> {
         let map = &self.map;
-        let ring = &mut self.rings[pair][1];
-        while let Some((slot, _)) = ring.driver.pop_used()? {
-            ring.give_back(slot);
-        }
+        let ring = &mut self.queues[pair * 2 + 1];
+        ring.reclaim()?;
         let mut sent = 0;
         while sent < count {
             let Some(slot) = ring.free.pop() else { break };
@@ -258,14 +286,13 @@ impl Endpoint {
         mut see: impl FnMut(GuestSlice<'_>),
     ) -> Result<usize, EndpointError> {
         let map = &self.map;
-        let ring = &mut self.rings[pair][0];
+        let ring = &mut self.queues[pair * 2];
         let mut taken = 0;
         while taken < limit {
-            let Some((slot, len)) = ring.driver.pop_used()? else {
+            let Some((buffer, len)) = ring.take()? else {
                 break;
             };
-            let slot = ring.give_back(slot);
-            if let Some(memory) = map.slice(ring.buffer(slot).addr, len as usize)
+            if let Some(memory) = map.slice(buffer.addr, len as usize)
                 && memory.len() > HEADER_LEN
             {
                 see(memory);
@@ -280,16 +307,14 @@ impl Endpoint {
 
     /// How many transmitted frames the device has not returned yet.
     pub fn in_flight(&mut self, pair: usize) -> Result<u16, EndpointError> {
-        let ring = &mut self.rings[pair][1];
-        while let Some((slot, _)) = ring.driver.pop_used()? {
-            ring.give_back(slot);
-        }
+        let ring = &mut self.queues[pair * 2 + 1];
+        ring.reclaim()?;
         Ok(ring.driver.in_flight())
     }
 }
 
-impl Ring {
-    fn new(map: &Arc<MemoryMap>, at: u64, options: Options) -> Result<Self, EndpointError> {
+impl Queue {
+    fn new(map: &Arc<MemoryMap>, at: u64, buffer_len: u32, options: &Options) -> Result<Self, EndpointError> {
         let size = options.queue_size;
         let layout = RingLayout::new(size);
         let config = QueueConfig {
@@ -302,23 +327,22 @@ impl Ring {
             next_avail: 0,
             used_idx: 0,
         };
-        let mut driver = DriverQueue::new(Arc::clone(map), &config, None)?;
-        driver.disable_interrupts();
         Ok(Self {
-            driver,
+            driver: DriverQueue::new(Arc::clone(map), &config, None)?,
             kick: EventFd::new(EFD_NONBLOCK)?,
             call: EventFd::new(EFD_NONBLOCK)?,
             config,
-            slots: at + layout.len.next_multiple_of(4096),
-            slot_len: options.slot_len,
+            buffers: at + layout.len.next_multiple_of(4096),
+            buffer_len,
             free: (0..size).rev().collect(),
         })
     }
 
-    fn buffer(&self, slot: u16) -> Buffer {
+    /// The buffer with this number.
+    pub fn buffer(&self, slot: u16) -> Buffer {
         Buffer {
-            addr: self.slots + u64::from(slot) * u64::from(self.slot_len),
-            len: self.slot_len,
+            addr: self.buffers + u64::from(slot) * u64::from(self.buffer_len),
+            len: self.buffer_len,
         }
     }
 
@@ -329,7 +353,25 @@ impl Ring {
         slot
     }
 
-    fn post(&mut self) -> Result<(), EndpointError> {
+    /// Takes back what the device has used.
+    pub fn reclaim(&mut self) -> Result<(), RingError> {
+        while let Some((slot, _)) = self.driver.pop_used()? {
+            self.give_back(slot);
+        }
+        Ok(())
+    }
+
+    /// Takes the next used buffer back, and the length the device wrote to it.
+    pub fn take(&mut self) -> Result<Option<(Buffer, u32)>, RingError> {
+        let Some((slot, len)) = self.driver.pop_used()? else {
+            return Ok(None);
+        };
+        let slot = self.give_back(slot);
+        Ok(Some((self.buffer(slot), len)))
+    }
+
+    /// Gives every free buffer to the device, to be written.
+    pub fn post(&mut self) -> Result<(), EndpointError> {
         while let Some(slot) = self.free.pop() {
             let buffer = self.buffer(slot);
             if self.driver.push(&[], &[buffer], u64::from(slot)).is_err() {
@@ -337,13 +379,27 @@ impl Ring {
                 break;
             }
         }
-        self.publish()
+        Ok(self.publish()?)
     }
 
-    fn publish(&mut self) -> Result<(), EndpointError> {
+    /// Shows the device what was pushed, and kicks it if it wants that.
+    pub fn publish(&mut self) -> std::io::Result<()> {
         if self.driver.publish() {
             self.kick.write(1)?;
         }
         Ok(())
+    }
+}
+
+/// Where a ring is, as `SET_VRING_ADDR` says it.
+pub fn addresses(config: &QueueConfig) -> VringConfigData {
+    VringConfigData {
+        queue_max_size: config.size,
+        queue_size: config.size,
+        flags: 0,
+        desc_table_addr: config.desc,
+        used_ring_addr: config.used,
+        avail_ring_addr: config.avail,
+        log_addr: None,
     }
 }

@@ -1,0 +1,192 @@
+//! A guest as a port sees it, for tests: everything that has to happen is waited for, and panics when it does not.
+
+use std::ops::{Deref, DerefMut};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use virtio::net::{HEADER_LEN, NetHeader};
+use virtio::split::driver::Buffer;
+
+use crate::endpoint::{Endpoint, EndpointError, Options};
+
+/// How long anything may take that has to happen.
+pub const DEADLINE: Duration = Duration::from_secs(10);
+
+/// A frame that the guest received.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Received {
+    /// Its virtio-net header.
+    pub header: NetHeader,
+    /// Its bytes.
+    pub frame: Vec<u8>,
+}
+
+/// A guest on one port.
+#[derive(Debug)]
+pub struct Guest {
+    /// Its front-end and its rings.
+    pub endpoint: Endpoint,
+}
+
+impl Deref for Guest {
+    type Target = Endpoint;
+
+    fn deref(&self) -> &Endpoint {
+        &self.endpoint
+    }
+}
+
+impl DerefMut for Guest {
+    fn deref_mut(&mut self) -> &mut Endpoint {
+        &mut self.endpoint
+    }
+}
+
+impl Guest {
+    /// Connects to a port's socket, as soon as there is somebody listening, and starts every queue pair.
+    ///
+    /// # Panics
+    /// When the back-end does not take it.
+    pub fn connect(socket: &Path, options: Options) -> Self {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            match Endpoint::connect(socket, options) {
+                Ok(endpoint) => return Self { endpoint },
+                Err(EndpointError::Handshake { step: "connect", .. }) if Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(error) => panic!("no guest: {error}"),
+            }
+        }
+    }
+
+    /// Posts every free receive buffer of a pair.
+    ///
+    /// # Panics
+    /// When the eventfd is full.
+    pub fn post_all(&mut self, pair: usize) {
+        self.queues[pair * 2].post().expect("a sane ring");
+    }
+
+    /// Transmits a plain frame on a pair.
+    pub fn send(&mut self, pair: usize, frame: &[u8]) {
+        self.send_with(pair, &NetHeader::default(), frame);
+    }
+
+    /// Transmits a frame with its virtio-net header on a pair.
+    pub fn send_with(&mut self, pair: usize, header: &NetHeader, frame: &[u8]) {
+        self.send_raw(pair, &[&header.to_bytes()[..], frame].concat());
+    }
+
+    /// Transmits any bytes on a pair.
+    pub fn send_raw(&mut self, pair: usize, bytes: &[u8]) {
+        let slot = self.free_slot(pair);
+        let Endpoint { map, queues, .. } = &mut self.endpoint;
+        let queue = &mut queues[pair * 2 + 1];
+        let room = queue.buffer(slot);
+        assert!(
+            bytes.len() <= room.len as usize,
+            "the frame does not fit the slot"
+        );
+        let buffer = Buffer {
+            len: u32::try_from(bytes.len()).unwrap(),
+            ..room
+        };
+        map.slice(buffer.addr, bytes.len()).unwrap().write_from(0, bytes);
+        queue.driver.push(&[buffer], &[], u64::from(slot)).unwrap();
+        queue.publish().unwrap();
+    }
+
+    /// The next frame received on a pair, if there is one; its buffers are posted again.
+    pub fn try_receive(&mut self, pair: usize) -> Option<Received> {
+        let received = self.take_frame(pair)?;
+        self.post_all(pair);
+        Some(received)
+    }
+
+    /// The next frame received on any pair, with the pair, within the deadline.
+    pub fn receive(&mut self) -> (usize, Received) {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            for pair in 0..self.pairs() {
+                if let Some(received) = self.try_receive(pair) {
+                    return (pair, received);
+                }
+            }
+            assert!(Instant::now() < end, "no frame came");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Asserts that the next frame received is this one.
+    pub fn expect(&mut self, frame: &[u8]) -> usize {
+        let (pair, received) = self.receive();
+        assert_eq!(received.frame, frame);
+        pair
+    }
+
+    /// Asserts that nothing was received. Something that must have come later has to have been seen before.
+    pub fn expect_nothing(&mut self) {
+        for pair in 0..self.pairs() {
+            assert_eq!(self.try_receive(pair), None);
+        }
+    }
+
+    /// Waits until the switch took everything transmitted.
+    pub fn flush(&mut self) {
+        for index in (1..self.queues.len()).step_by(2) {
+            let queue = &mut self.queues[index];
+            wait_for("transmitted frames to be taken", || {
+                queue.reclaim().unwrap();
+                queue.driver.in_flight() == 0
+            });
+        }
+    }
+
+    fn free_slot(&mut self, pair: usize) -> u16 {
+        let queue = &mut self.queues[pair * 2 + 1];
+        let end = Instant::now() + DEADLINE;
+        loop {
+            queue.reclaim().expect("a sane ring");
+            if let Some(slot) = queue.free.pop() {
+                return slot;
+            }
+            assert!(Instant::now() < end, "the switch takes no frames");
+            std::thread::yield_now();
+        }
+    }
+
+    fn take_bytes(&mut self, pair: usize) -> Option<Vec<u8>> {
+        let (buffer, len) = self.queues[pair * 2].take().expect("a sane ring")?;
+        let mut bytes = vec![0; len as usize];
+        self.map
+            .slice(buffer.addr, bytes.len().max(1))
+            .expect("a buffer of ours")
+            .read_to(0, &mut bytes);
+        Some(bytes)
+    }
+
+    fn take_frame(&mut self, pair: usize) -> Option<Received> {
+        let mut bytes = self.take_bytes(pair)?;
+        let header = NetHeader::from_bytes(bytes.first_chunk::<HEADER_LEN>().expect("a whole header"));
+        for _ in 1..header.num_buffers {
+            bytes.extend(self.take_bytes(pair).expect("all buffers of a frame at once"));
+        }
+        Some(Received {
+            header,
+            frame: bytes.split_off(HEADER_LEN),
+        })
+    }
+}
+
+/// Waits until something holds.
+///
+/// # Panics
+/// When it does not in time.
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < end, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
