@@ -80,10 +80,11 @@ impl Host {
                 .unwrap()
                 .success()
         );
-        let stat = PathBuf::from(format!("/proc/{pid}/stat"));
+        let process = PathBuf::from(format!("/proc/{pid}"));
         wait_for("the daemon to be gone", || {
-            // A zombie is gone too: its parent may not have looked yet.
-            fs::read_to_string(&stat).map_or(true, |text| text.contains(") Z"))
+            // A zombie is gone too, once none of its threads keeps the socket open: its parent may not have looked yet.
+            let zombie = fs::read_to_string(process.join("stat")).map_or(true, |text| text.contains(") Z"));
+            zombie && fs::read_dir(process.join("task")).map_or(0, Iterator::count) <= 1
         });
     }
 }
