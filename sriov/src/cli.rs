@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::address::Bdf;
 use crate::mac::Mac;
-use crate::vf::{LinkState, Settings};
+use crate::settings::{LinkState, Settings};
 
 /// Virtual functions and PCI passthrough on the host's side
 #[derive(Debug, Parser)]
@@ -83,12 +83,18 @@ pub enum Command {
         /// Take all other functions of its IOMMU group too
         #[arg(long)]
         group: bool,
+        /// Also a function that carries the default route
+        #[arg(long)]
+        allow_default_route: bool,
     },
     /// Give a function back to the driver that it had
     Release {
         /// PCI address
         #[arg(required_unless_present = "all")]
         bdf: Option<Bdf>,
+        /// All other functions of its IOMMU group that were bound by `sriov bind` too
+        #[arg(long, conflicts_with = "all")]
+        group: bool,
         /// Every function that was bound by `sriov bind`
         #[arg(long, conflicts_with = "bdf")]
         all: bool,

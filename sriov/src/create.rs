@@ -5,11 +5,15 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use crate::address::Bdf;
+use crate::capability;
 use crate::inventory::{self, Function, InventoryError};
 use crate::mac::Mac;
+use crate::record::{RecordError, Records};
+use crate::route;
+use crate::settings::Settings;
 use crate::sysfs::{Sysfs, SysfsError};
 use crate::users::{self, User};
-use crate::vf::{Netlink, Settings, VfError};
+use crate::vf::{Netlink, VfError};
 
 /// How long the kernel and udev get to show the functions that were made.
 const APPEARANCE: Duration = Duration::from_secs(20);
@@ -77,6 +81,9 @@ pub enum CreateError {
     /// An address could not be set.
     #[error(transparent)]
     Vf(#[from] VfError),
+    /// What was before could not be kept.
+    #[error(transparent)]
+    Record(#[from] RecordError),
 }
 
 /// What the caller allows.
@@ -88,14 +95,8 @@ pub struct Permit {
     pub force: bool,
 }
 
-/// Gives `pf` exactly `count` virtual functions, each with an address before a driver sees it, and lists them.
-pub async fn create(
-    sysfs: &Sysfs,
-    netlink: Option<&Netlink>,
-    pf: &str,
-    count: u32,
-    permit: Permit,
-) -> Result<Vec<(u32, Bdf)>, CreateError> {
+/// Refuses what `create` would refuse before it writes anything.
+pub fn refuse(sysfs: &Sysfs, pf: &str, count: u32, permit: Permit) -> Result<(), CreateError> {
     let (function, sriov) = inventory::find_pf(sysfs, pf)?;
     if count > sriov.total_vfs {
         return Err(CreateError::TooMany {
@@ -105,122 +106,196 @@ pub async fn create(
         });
     }
     if sriov.num_vfs == count {
-        return Ok(inventory::virtual_functions(sysfs, function.bdf));
+        return Ok(());
     }
     refuse_default_route(sysfs, &function, permit)?;
-    refuse_users(sysfs, pf, function.bdf, permit)?;
+    refuse_users(sysfs, pf, function.bdf, permit)
+}
+
+/// Gives `pf` exactly `count` virtual functions, each with an address before a driver sees it, and lists them; in a dry run those
+/// that there would be.
+pub async fn create(
+    sysfs: &Sysfs,
+    netlink: Option<&Netlink>,
+    records: &Records,
+    pf: &str,
+    count: u32,
+    permit: Permit,
+) -> Result<Vec<(u32, Bdf)>, CreateError> {
+    refuse(sysfs, pf, count, permit)?;
+    let (function, sriov) = inventory::find_pf(sysfs, pf)?;
+    let present = inventory::virtual_functions(sysfs, function.bdf);
+    if sriov.num_vfs == count {
+        return Ok(present);
+    }
     let dir = format!("sys/bus/pci/devices/{}", function.bdf);
     // The kernel changes a count only through 0.
     if sriov.num_vfs != 0 {
         sysfs.write(format!("{dir}/sriov_numvfs"), "0")?;
     }
-    if count == 0 {
-        return Ok(Vec::new());
-    }
-    match make(sysfs, netlink, pf, &function, count).await {
-        Ok(made) => Ok(made),
-        Err(error) => {
-            // Nothing half-made stays; the first error is the one to tell.
-            let _ = sysfs.write(format!("{dir}/sriov_numvfs"), "0");
-            Err(error)
+    if !sysfs.is_dry_run() {
+        // What they were bound to goes with them.
+        for (_, vf) in present {
+            records.forget(vf)?;
         }
     }
+    let work = Work {
+        sysfs,
+        netlink,
+        records,
+        pf,
+        function: &function,
+    };
+    let made = work.make(count).await;
+    if made.is_err() {
+        // Nothing half-made stays, and as many as there were come back; the first error is the one to tell.
+        let _ = sysfs.write(format!("{dir}/sriov_numvfs"), "0");
+        let _ = work.make(sriov.num_vfs).await;
+    }
+    made
 }
 
 /// Takes all virtual functions from `pf`.
-pub async fn destroy(sysfs: &Sysfs, pf: &str, permit: Permit) -> Result<(), CreateError> {
-    create(sysfs, None, pf, 0, permit).await.map(drop)
+pub async fn destroy(sysfs: &Sysfs, records: &Records, pf: &str, permit: Permit) -> Result<(), CreateError> {
+    create(sysfs, None, records, pf, 0, permit).await.map(drop)
 }
 
-async fn make(
-    sysfs: &Sysfs,
-    netlink: Option<&Netlink>,
-    pf: &str,
-    function: &Function,
-    count: u32,
-) -> Result<Vec<(u32, Bdf)>, CreateError> {
-    let dir = format!("sys/bus/pci/devices/{}", function.bdf);
-    let autoprobe = format!("{dir}/sriov_drivers_autoprobe");
-    let probed = sysfs.text(&autoprobe).is_none_or(|text| text == "1");
-    if probed && sysfs.exists(&autoprobe) {
-        sysfs.write(&autoprobe, "0")?;
-    }
-    let made = write_count(sysfs, pf, &dir, count);
-    let addressed = match made {
-        Ok(()) if sysfs.is_dry_run() => Ok(Vec::new()),
-        Ok(()) => address_all(sysfs, netlink, pf, function, count).await,
-        Err(error) => Err(error),
-    };
-    if probed && sysfs.exists(&autoprobe) {
-        sysfs.write(&autoprobe, "1")?;
-    }
-    let made = addressed?;
-    if probed {
-        for (_, bdf) in &made {
-            // A function without a driver for it stays unbound, which is no failure: it may be meant for a guest.
-            let _ = sysfs.write("sys/bus/pci/drivers_probe", &bdf.to_string());
-        }
-    }
-    Ok(made)
+/// Makes the virtual functions of one physical function.
+struct Work<'a> {
+    sysfs: &'a Sysfs,
+    netlink: Option<&'a Netlink>,
+    records: &'a Records,
+    pf: &'a str,
+    function: &'a Function,
 }
 
-fn write_count(sysfs: &Sysfs, pf: &str, dir: &str, count: u32) -> Result<(), CreateError> {
-    sysfs.write(format!("{dir}/sriov_numvfs"), &count.to_string()).map_err(|source| {
-        let cure = match source.errno() {
-            Some(Errno::NOMEM) => {
-                "the firmware gave the device too little MMIO space: turn on SR-IOV and above-4G decoding there, or boot with pci=realloc"
+impl Work<'_> {
+    async fn make(&self, count: u32) -> Result<Vec<(u32, Bdf)>, CreateError> {
+        let (sysfs, bdf) = (self.sysfs, self.function.bdf);
+        let dir = format!("sys/bus/pci/devices/{bdf}");
+        let autoprobe = format!("{dir}/sriov_drivers_autoprobe");
+        // No driver may see a function before it has its address.
+        let was_on = self.records.autoprobe_was_on(bdf);
+        let probed = was_on || sysfs.text(&autoprobe).is_none_or(|text| text == "1");
+        let paused = sysfs.exists(&autoprobe) && (was_on || probed && count > 0);
+        if paused && count > 0 {
+            if !sysfs.is_dry_run() {
+                self.records.keep_autoprobe(bdf)?;
             }
-            Some(Errno::NOSPC) => "the device has run out of MSI-X vectors or bus numbers: ask for fewer, or boot with pci=assign-busses",
-            Some(Errno::BUSY) => "another process is changing it: try again",
-            Some(Errno::NOENT | Errno::OPNOTSUPP) => "its driver has no SR-IOV: load the vendor's PF driver",
-            Some(Errno::PERM | Errno::ACCESS) => "run as root",
-            _ => "see the kernel log",
-        };
-        CreateError::Refused {
-            pf: pf.to_owned(),
-            wanted: count,
-            source,
-            cure,
+            sysfs.write(&autoprobe, "0")?;
         }
-    })
-}
+        let made = self.make_unprobed(&dir, count).await;
+        if paused {
+            sysfs.write(&autoprobe, "1")?;
+            if !sysfs.is_dry_run() {
+                self.records.forget_autoprobe(bdf)?;
+            }
+        }
+        let made = made?;
+        if probed {
+            for (_, bdf) in &made {
+                // A function without a driver for it stays unbound, which is no failure: it may be meant for a guest.
+                let _ = sysfs.write("sys/bus/pci/drivers_probe", &bdf.to_string());
+            }
+        }
+        Ok(made)
+    }
 
-async fn address_all(
-    sysfs: &Sysfs,
-    netlink: Option<&Netlink>,
-    pf: &str,
-    function: &Function,
-    count: u32,
-) -> Result<Vec<(u32, Bdf)>, CreateError> {
-    let end = Instant::now() + APPEARANCE;
-    let made = loop {
-        let made = inventory::virtual_functions(sysfs, function.bdf);
-        if made.len() >= count as usize {
-            break made;
+    async fn make_unprobed(&self, dir: &str, count: u32) -> Result<Vec<(u32, Bdf)>, CreateError> {
+        if count == 0 {
+            return Ok(Vec::new());
         }
-        if Instant::now() > end {
-            return Err(CreateError::Missing {
-                pf: pf.to_owned(),
-                wanted: count,
-                seen: made.len(),
-            });
+        write_count(self.sysfs, self.pf, dir, count)?;
+        if self.sysfs.is_dry_run() {
+            return Ok(self.announced(count));
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    };
-    // By index: udev may be renaming the interface at this moment.
-    if let (Some(netlink), Some(net)) = (netlink, function.first_net()) {
+        let made = self.appeared(count).await?;
+        self.address_all().await?;
+        Ok(made)
+    }
+
+    /// What a dry run tells of the addresses: the functions are not there, so they have none yet.
+    fn announced(&self, count: u32) -> Vec<(u32, Bdf)> {
+        for index in 0..count {
+            if let Some(net) = self.function.first_net() {
+                println!(
+                    "{}",
+                    stable_address(net.mac, index).as_ip_command(&net.name, index)
+                );
+            }
+        }
+        (0..count)
+            .filter_map(|index| {
+                let vf = capability::virtual_function(self.sysfs, self.function.bdf, index)?;
+                Some((index, vf))
+            })
+            .collect()
+    }
+
+    /// The functions, once sysfs has them all.
+    async fn appeared(&self, count: u32) -> Result<Vec<(u32, Bdf)>, CreateError> {
+        let end = Instant::now() + APPEARANCE;
+        loop {
+            let made = inventory::virtual_functions(self.sysfs, self.function.bdf);
+            if made.len() >= count as usize {
+                return Ok(made);
+            }
+            if Instant::now() > end {
+                return Err(CreateError::Missing {
+                    pf: self.pf.to_owned(),
+                    wanted: count,
+                    seen: made.len(),
+                });
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn address_all(&self) -> Result<(), CreateError> {
+        let (Some(netlink), Some(net)) = (self.netlink, self.function.first_net()) else {
+            return Ok(());
+        };
+        // By the interface's index: udev may be renaming it at this moment.
         let present = netlink.attributes(&net.name, net.index).await?;
         for attributes in present.iter().filter(|attributes| attributes.mac.is_zero()) {
-            let settings = Settings {
-                mac: Some(Mac::stable(net.mac, attributes.index)),
-                ..Settings::default()
-            };
+            let settings = stable_address(net.mac, attributes.index);
             netlink
                 .set(&net.name, net.index, attributes.index, &settings)
                 .await?;
         }
+        Ok(())
     }
-    Ok(made)
+}
+
+fn stable_address(pf: Mac, index: u32) -> Settings {
+    Settings {
+        mac: Some(Mac::stable(pf, index)),
+        ..Settings::default()
+    }
+}
+
+fn write_count(sysfs: &Sysfs, pf: &str, dir: &str, count: u32) -> Result<(), CreateError> {
+    let written = sysfs.write(format!("{dir}/sriov_numvfs"), &count.to_string());
+    written.map_err(|source| CreateError::Refused {
+        pf: pf.to_owned(),
+        wanted: count,
+        cure: cure(source.errno()),
+        source,
+    })
+}
+
+/// What to do when the kernel refuses a count (`sriov_enable` in `drivers/pci/iov.c`, and the drivers' own limits).
+fn cure(errno: Option<Errno>) -> &'static str {
+    match errno {
+        Some(Errno::NOMEM) => {
+            "the firmware gave the device too little MMIO space or too few bus numbers: turn on SR-IOV and above-4G decoding there, or boot with pci=realloc or pci=assign-busses"
+        }
+        Some(Errno::NOSPC) => "the device has run out of MSI-X vectors or queues: ask for fewer",
+        Some(Errno::BUSY) => "another process is changing it: try again",
+        Some(Errno::NOENT | Errno::OPNOTSUPP) => "its driver has no SR-IOV: load the vendor's PF driver",
+        Some(Errno::PERM | Errno::ACCESS) => "run as root",
+        _ => "see the kernel log",
+    }
 }
 
 fn refuse_users(sysfs: &Sysfs, pf: &str, bdf: Bdf, permit: Permit) -> Result<(), CreateError> {
@@ -243,29 +318,34 @@ fn refuse_users(sysfs: &Sysfs, pf: &str, bdf: Bdf, permit: Permit) -> Result<(),
 }
 
 fn refuse_default_route(sysfs: &Sysfs, function: &Function, permit: Permit) -> Result<(), CreateError> {
-    let carries = function
-        .net
-        .iter()
-        .find(|net| carries_default_route(sysfs, &net.name));
-    match carries {
-        Some(net) if !permit.default_route => Err(CreateError::DefaultRoute(net.name.clone())),
-        _ => Ok(()),
+    if permit.default_route {
+        return Ok(());
     }
+    // A virtual function of it may carry the route as well.
+    let vfs = inventory::virtual_functions(sysfs, function.bdf).into_iter();
+    let vfs = vfs.filter_map(|(_, vf)| Function::read(sysfs, vf));
+    let carries = std::iter::once(function.clone())
+        .chain(vfs)
+        .find_map(|function| route::default_route(sysfs, &function));
+    carries.map_or(Ok(()), |interface| Err(CreateError::DefaultRoute(interface)))
 }
 
-/// Whether an IPv4 or IPv6 default route of the main table leaves through `interface`.
-fn carries_default_route(sysfs: &Sysfs, interface: &str) -> bool {
-    let v4 = sysfs.text("proc/net/route").unwrap_or_default();
-    let v4 = v4.lines().any(|line| {
-        let mut fields = line.split_whitespace();
-        fields.next() == Some(interface) && fields.next() == Some("00000000")
-    });
-    let v6 = sysfs.text("proc/net/ipv6_route").unwrap_or_default();
-    v4 || v6.lines().any(|line| {
-        let fields: Vec<_> = line.split_whitespace().collect();
-        let default =
-            fields.first().is_some_and(|net| net.bytes().all(|b| b == b'0')) && fields.get(1) == Some(&"00");
-        let gateway = fields.get(4).is_some_and(|via| via.bytes().any(|b| b != b'0'));
-        default && gateway && fields.last() == Some(&interface)
-    })
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refusal_of_the_kernel_has_its_cure() {
+        for (errno, part) in [
+            (Errno::NOMEM, "MMIO space"),
+            (Errno::NOSPC, "MSI-X vectors"),
+            (Errno::BUSY, "try again"),
+            (Errno::OPNOTSUPP, "PF driver"),
+            (Errno::PERM, "run as root"),
+        ] {
+            let text = cure(Some(errno));
+            assert!(text.contains(part), "{errno}: {text}");
+        }
+        assert_eq!(cure(None), "see the kernel log");
+    }
 }

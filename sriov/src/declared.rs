@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::vf::Settings;
+use crate::settings::Settings;
 
 /// A declared state: physical functions and what each shall have.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,8 +7,8 @@ use crate::mac::Mac;
 use crate::sysfs::Sysfs;
 
 const DEVICES: &str = "sys/bus/pci/devices";
-/// PCI base class "bridge" (PCI Code and ID Assignment Specification).
-const CLASS_BRIDGE: u32 = 0x06;
+/// PCI classes "PCI-to-PCI bridge" and "semi-transparent PCI-to-PCI bridge" (PCI Code and ID Assignment Specification).
+const CLASS_BRIDGES: [u32; 2] = [0x0604, 0x0609];
 /// PCI base class "network controller".
 const CLASS_NETWORK: u32 = 0x02;
 
@@ -146,9 +146,9 @@ impl Function {
         })
     }
 
-    /// Whether it is a PCI bridge, which VFIO never hands to anyone.
+    /// Whether it is a bridge to another PCI bus, which VFIO never hands to anyone.
     pub fn is_bridge(&self) -> bool {
-        self.class >> 16 == CLASS_BRIDGE
+        CLASS_BRIDGES.contains(&(self.class >> 8))
     }
 
     /// Whether it is a network controller.

@@ -7,6 +7,7 @@
 pub mod address;
 pub mod apply;
 pub mod bind;
+pub mod capability;
 pub mod check;
 pub mod cli;
 pub mod create;
@@ -16,6 +17,8 @@ pub mod mac;
 pub mod plan;
 pub mod record;
 pub mod render;
+pub mod route;
+pub mod settings;
 pub mod sysfs;
 pub mod users;
 pub mod vf;

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::error::Error;
+use std::fs::File;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
@@ -14,7 +15,7 @@ use sriov::create;
 use sriov::declared::Declared;
 use sriov::inventory;
 use sriov::plan;
-use sriov::record::Records;
+use sriov::record::{RecordError, Records};
 use sriov::render;
 use sriov::sysfs::Sysfs;
 use sriov::vf::Netlink;
@@ -64,34 +65,61 @@ async fn run(cli: &Cli) -> Outcome {
         Command::List { all } => list(cli, &sysfs, *all).await,
         Command::Check { names } => check(cli, &sysfs, names).await,
         Command::Create { pf, count, permit } => {
+            let _turn = turn(&sysfs, &records)?;
             let netlink = Netlink::open()?;
-            let made = create::create(&sysfs, Some(&netlink), pf, *count, (*permit).into()).await?;
-            for (index, bdf) in made {
-                println!("{pf}:{index}  {bdf}");
+            let made = create::create(&sysfs, Some(&netlink), &records, pf, *count, (*permit).into()).await?;
+            if !cli.dry_run {
+                for (index, bdf) in made {
+                    println!("{pf}:{index}  {bdf}");
+                }
             }
             Ok(ExitCode::SUCCESS)
         }
         Command::Set(args) => set(&sysfs, args).await,
-        Command::Bind { bdf, group } => {
-            for taken in bind::bind(&sysfs, &records, *bdf, *group)? {
-                println!("{taken} is bound to {}", bind::VFIO_PCI);
+        Command::Bind {
+            bdf,
+            group,
+            allow_default_route,
+        } => {
+            let _turn = turn(&sysfs, &records)?;
+            let options = bind::Options {
+                group: *group,
+                default_route: *allow_default_route,
+                owner: None,
+            };
+            for taken in bind::bind(&sysfs, &records, *bdf, options)? {
+                report(cli, &format!("{taken} is bound to {}", bind::VFIO_PCI));
             }
             Ok(ExitCode::SUCCESS)
         }
-        Command::Release { bdf, .. } => {
-            let targets = bdf.map_or_else(|| records.all(), |bdf| vec![bdf]);
-            for bdf in targets {
-                bind::release(&sysfs, &records, bdf)?;
-                println!("{bdf} is released");
+        Command::Release { bdf, group, .. } => {
+            let _turn = turn(&sysfs, &records)?;
+            let released = match bdf {
+                Some(bdf) if *group => bind::release_group(&sysfs, &records, *bdf)?,
+                Some(bdf) => {
+                    bind::release(&sysfs, &records, *bdf)?;
+                    vec![*bdf]
+                }
+                None => {
+                    let all = records.all();
+                    for bdf in &all {
+                        bind::release(&sysfs, &records, *bdf)?;
+                    }
+                    all
+                }
+            };
+            for bdf in released {
+                report(cli, &format!("{bdf} is released"));
             }
             Ok(ExitCode::SUCCESS)
         }
         Command::Destroy { pf, permit } => {
-            create::destroy(&sysfs, pf, (*permit).into()).await?;
+            let _turn = turn(&sysfs, &records)?;
+            create::destroy(&sysfs, &records, pf, (*permit).into()).await?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Plan { file } => {
-            let plan = plan::plan(&sysfs, file)?;
+            let plan = plan::plan(&sysfs, &records, file)?;
             match cli.format {
                 Format::Json => println!("{}", serde_json::to_string_pretty(&plan)?),
                 Format::Table => {
@@ -107,10 +135,11 @@ async fn run(cli: &Cli) -> Outcome {
         }
         Command::Apply { file, permit } => {
             let declared = Declared::read(file)?;
+            let _turn = turn(&sysfs, &records)?;
             let netlink = Netlink::open()?;
             let changed = apply::apply(&sysfs, &netlink, &records, &declared, (*permit).into()).await?;
             for line in &changed {
-                println!("{line}");
+                report(cli, line);
             }
             if changed.is_empty() {
                 println!("nothing to change");
@@ -125,6 +154,22 @@ async fn run(cli: &Cli) -> Outcome {
             clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout())?;
             Ok(ExitCode::SUCCESS)
         }
+    }
+}
+
+/// Waits until no other process prepares functions or gives them back; a dry run changes nothing and waits for nobody.
+fn turn(sysfs: &Sysfs, records: &Records) -> Result<Option<File>, RecordError> {
+    if sysfs.is_dry_run() {
+        Ok(None)
+    } else {
+        records.turn().map(Some)
+    }
+}
+
+/// One line about what was done; a dry run has told what would be.
+fn report(cli: &Cli, line: &str) {
+    if !cli.dry_run {
+        println!("{line}");
     }
 }
 
@@ -196,7 +241,7 @@ async fn set(sysfs: &Sysfs, args: &SetArgs) -> Outcome {
         .ok_or_else(|| ApplyError::NoInterface(args.pf.clone()))?;
     let settings = args.settings(net.mac);
     if sysfs.is_dry_run() {
-        println!("{}", apply::as_ip_command(&net.name, args.vf, &settings));
+        println!("{}", settings.as_ip_command(&net.name, args.vf));
         return Ok(ExitCode::SUCCESS);
     }
     Netlink::open()?

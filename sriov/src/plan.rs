@@ -1,15 +1,18 @@
-//! Which virtual functions a lab file needs.
+//! Which virtual functions a lab file needs, and which node gets which.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::address::Bdf;
 use crate::declared::{Declared, DeclaredError, DeclaredPf, DeclaredVf};
-use crate::inventory::{self, InventoryError};
+use crate::inventory::{self, Function, InventoryError};
 use crate::mac::Mac;
+use crate::record::Records;
+use crate::settings::Settings;
 use crate::sysfs::Sysfs;
-use crate::vf::Settings;
+use crate::users;
 
 /// The part of a lab file that is of interest here; `lab validate` checks the rest.
 #[derive(Debug, Deserialize)]
@@ -29,6 +32,32 @@ struct Nic {
     vf: Option<String>,
     mac: Option<Mac>,
     vlan: Option<u16>,
+    #[serde(default)]
+    promisc: bool,
+    #[serde(default)]
+    spoof: bool,
+}
+
+/// A NIC that is to be a virtual function.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Want {
+    /// The node.
+    pub node: String,
+    /// The NIC's position in the node's list, from 0.
+    pub nic: usize,
+    /// The virtual function.
+    pub vf: VfName,
+    /// What it is to be.
+    pub set: Settings,
+}
+
+/// A virtual function as a lab file names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VfName {
+    /// The physical function, by interface or address.
+    pub pf: String,
+    /// The index among its virtual functions; any free one if there is none.
+    pub index: Option<u32>,
 }
 
 /// One NIC of a node and the virtual function that it gets.
@@ -53,6 +82,11 @@ pub struct Plan {
     pub allocations: Vec<Allocation>,
 }
 
+/// A text that names no virtual function.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} names no virtual function; write PF or PF:INDEX, such as eth0 or eth0:1")]
+pub struct InvalidName(pub String);
+
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
@@ -63,12 +97,12 @@ pub enum PlanError {
     #[error(transparent)]
     Inventory(#[from] InventoryError),
     /// Not PF or PF:INDEX.
-    #[error("node {node}: {text:?} names no virtual function; write PF or PF:INDEX, such as eth0 or eth0:1")]
+    #[error("node {node}: {source}")]
     Name {
         /// The node.
         node: String,
         /// What it says.
-        text: String,
+        source: InvalidName,
     },
     /// Two NICs want the same function.
     #[error("nodes {first} and {second} both want VF {index} of {pf}; leave one's index out")]
@@ -82,6 +116,18 @@ pub enum PlanError {
         /// The VF.
         index: u32,
     },
+    /// Somebody else has it.
+    #[error("node {node} wants VF {index} of {pf}, which {by} uses; name another, or leave the index out")]
+    Taken {
+        /// The node.
+        node: String,
+        /// The PF.
+        pf: String,
+        /// The VF.
+        index: u32,
+        /// Who has it.
+        by: String,
+    },
     /// More than the PF can have.
     #[error("the lab needs VF {index} of {pf}, which can have {total}")]
     TooMany {
@@ -94,138 +140,160 @@ pub enum PlanError {
     },
 }
 
-/// Allocates virtual functions to the NICs of the lab file at `path`: named indexes first, then the lowest free ones in the file's
-/// order of nodes.
-pub fn plan(sysfs: &Sysfs, path: &Path) -> Result<Plan, PlanError> {
+impl std::str::FromStr for VfName {
+    type Err = InvalidName;
+
+    /// `eth0:1`, `eth0`, `0000:01:00.0` or `0000:01:00.0:1`.
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let refused = || InvalidName(text.to_owned());
+        let whole = text.parse::<Bdf>().is_ok();
+        let (pf, index) = match text.rsplit_once(':') {
+            Some((pf, index)) if !whole => (pf, Some(index.parse().map_err(|_| refused())?)),
+            _ => (text, None),
+        };
+        // An interface's name holds no colon, so what is left of one is an address.
+        if pf.is_empty() || pf.contains(['/', ' ']) || pf.contains(':') && pf.parse::<Bdf>().is_err() {
+            return Err(refused());
+        }
+        Ok(Self {
+            pf: pf.to_owned(),
+            index,
+        })
+    }
+}
+
+/// Allocates virtual functions to the NICs of the lab file at `path`.
+pub fn plan(sysfs: &Sysfs, records: &Records, path: &Path) -> Result<Plan, PlanError> {
     let shown = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|source| DeclaredError::Read {
         path: shown.clone(),
         source,
     })?;
-    let lab: Lab = serde_saphyr::from_str(&text).map_err(|error| DeclaredError::Parse {
-        path: shown,
-        text: error.to_string().lines().next().unwrap_or_default().to_owned(),
-    })?;
-    let allocations = allocate(&lab)?;
-    let mut plan = Plan::default();
-    for allocation in &allocations {
-        let (_, sriov) = inventory::find_pf(sysfs, &allocation.pf)?;
-        if allocation.index >= sriov.total_vfs {
-            return Err(PlanError::TooMany {
-                pf: allocation.pf.clone(),
-                index: allocation.index,
-                total: sriov.total_vfs,
-            });
-        }
-        let pf: &mut DeclaredPf = plan.declared.pfs.entry(allocation.pf.clone()).or_default();
-        // VFs that others made stay.
-        pf.vfs = pf.vfs.max(allocation.index + 1).max(sriov.num_vfs);
-        let nic = &lab.nodes[&allocation.node].nics[allocation.nic];
-        pf.vf.insert(
-            allocation.index,
-            DeclaredVf {
-                set: Settings {
-                    mac: nic.mac,
-                    vlan: nic.vlan,
-                    ..Settings::default()
-                },
-                vfio: true,
-            },
-        );
-    }
-    plan.allocations = allocations;
-    Ok(plan)
+    allocate(sysfs, records, &wants(&shown, &text)?)
 }
 
-fn allocate(lab: &Lab) -> Result<Vec<Allocation>, PlanError> {
-    let mut taken: BTreeMap<(String, u32), String> = BTreeMap::new();
-    let mut wanted = Vec::new();
-    for (node, entry) in &lab.nodes {
-        for (nic, text) in entry
-            .nics
-            .iter()
-            .enumerate()
-            .filter_map(|(nic, entry)| Some((nic, entry.vf.as_ref()?)))
-        {
-            let (pf, index) = split(text).ok_or_else(|| PlanError::Name {
-                node: node.clone(),
-                text: text.clone(),
-            })?;
-            if let Some(index) = index
-                && let Some(first) = taken.insert((pf.clone(), index), node.clone())
-            {
-                let second = node.clone();
-                return Err(PlanError::Twice {
-                    first,
-                    second,
-                    pf,
-                    index,
-                });
-            }
-            wanted.push((node.clone(), nic, pf, index));
-        }
-    }
+fn wants(path: &str, text: &str) -> Result<Vec<Want>, PlanError> {
+    let lab: Lab = serde_saphyr::from_str(text).map_err(|error| DeclaredError::Parse {
+        path: path.to_owned(),
+        text: error.to_string().lines().next().unwrap_or_default().to_owned(),
+    })?;
     let mut all = Vec::new();
-    for (node, nic, pf, index) in wanted {
-        let index = index.unwrap_or_else(|| {
-            let free = (0..u32::MAX)
-                .find(|index| !taken.contains_key(&(pf.clone(), *index)))
-                .unwrap_or(u32::MAX);
-            taken.insert((pf.clone(), free), node.clone());
-            free
-        });
-        all.push(Allocation { node, nic, pf, index });
+    for (node, entry) in lab.nodes {
+        for (nic, entry) in entry.nics.into_iter().enumerate() {
+            let Some(vf) = entry.vf else { continue };
+            all.push(Want {
+                node: node.clone(),
+                nic,
+                vf: vf.parse().map_err(|source| PlanError::Name {
+                    node: node.clone(),
+                    source,
+                })?,
+                set: Settings {
+                    mac: entry.mac,
+                    ..lab_settings(entry.vlan, entry.promisc, entry.spoof)
+                },
+            });
+        }
     }
     Ok(all)
 }
 
-/// `eth0:1`, `eth0`, `0000:01:00.0` or `0000:01:00.0:1`.
-fn split(text: &str) -> Option<(String, Option<u32>)> {
-    if text.is_empty() || text.parse::<crate::address::Bdf>().is_ok() {
-        return (!text.is_empty()).then(|| (text.to_owned(), None));
+/// What a lab's VF is to be: in no VLAN, checked and not trusted, unless the lab says otherwise.
+pub fn lab_settings(vlan: Option<u16>, promisc: bool, spoof: bool) -> Settings {
+    Settings {
+        vlan: Some(vlan.unwrap_or(0)),
+        qos: Some(0),
+        spoofchk: Some(!spoof),
+        trust: Some(promisc),
+        ..Settings::default()
     }
-    match text.rsplit_once(':') {
-        None => Some((text.to_owned(), None)),
-        Some((pf, index)) if !pf.is_empty() => Some((pf.to_owned(), Some(index.parse().ok()?))),
-        Some(_) => None,
+}
+
+/// Allocates virtual functions: named indexes first, then the lowest that are free, by the nodes' names.
+pub fn allocate(sysfs: &Sysfs, records: &Records, wants: &[Want]) -> Result<Plan, PlanError> {
+    let mut wants: Vec<&Want> = wants.iter().collect();
+    wants.sort_by_key(|want| (want.vf.index.is_none(), &want.node, want.nic));
+    let mut plan = Plan::default();
+    // One physical function may go by two names.
+    let mut names: BTreeMap<Bdf, &str> = BTreeMap::new();
+    for want in wants {
+        let (function, sriov) = inventory::find_pf(sysfs, &want.vf.pf)?;
+        let pf = (*names.entry(function.bdf).or_insert(&want.vf.pf)).to_owned();
+        let present = inventory::virtual_functions(sysfs, function.bdf);
+        let user = |index: u32| {
+            let vf = present.iter().find(|(number, _)| *number == index)?.1;
+            user_of(sysfs, records, vf)
+        };
+        let allocated = |index: u32| {
+            let mut all = plan.allocations.iter();
+            all.find(|other| other.pf == pf && other.index == index)
+        };
+        let index = want.vf.index.unwrap_or_else(|| {
+            let free = |index: &u32| allocated(*index).is_none() && user(*index).is_none();
+            (0..sriov.total_vfs).find(free).unwrap_or(sriov.total_vfs)
+        });
+        if let Some(first) = allocated(index) {
+            return Err(PlanError::Twice {
+                first: first.node.clone(),
+                second: want.node.clone(),
+                pf,
+                index,
+            });
+        }
+        if index >= sriov.total_vfs {
+            let total = sriov.total_vfs;
+            return Err(PlanError::TooMany { pf, index, total });
+        }
+        if let Some(by) = user(index) {
+            let node = want.node.clone();
+            return Err(PlanError::Taken { node, pf, index, by });
+        }
+        let declared: &mut DeclaredPf = plan.declared.pfs.entry(pf.clone()).or_default();
+        // VFs that others made stay.
+        declared.vfs = declared.vfs.max(index + 1).max(sriov.num_vfs);
+        let vf = DeclaredVf {
+            set: want.set.clone(),
+            vfio: true,
+        };
+        declared.vf.insert(index, vf);
+        plan.allocations.push(Allocation {
+            node: want.node.clone(),
+            nic: want.nic,
+            pf,
+            index,
+        });
     }
+    plan.allocations
+        .sort_by(|a, b| (&a.node, a.nic).cmp(&(&b.node, b.nic)));
+    Ok(plan)
+}
+
+/// Who has a virtual function: a process, a lab, or the host itself.
+fn user_of(sysfs: &Sysfs, records: &Records, vf: Bdf) -> Option<String> {
+    let function = Function::read(sysfs, vf)?;
+    if let Some(user) = users::of(sysfs, &function).into_iter().next() {
+        return Some(format!("{} (pid {})", user.command, user.pid));
+    }
+    if let Some(owner) = records.of(vf).ok().flatten().and_then(|before| before.owner) {
+        return Some(owner);
+    }
+    let net = function.net.iter().find(|net| net.operstate == "up")?;
+    Some(format!("the host, as {},", net.name))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn allocated(text: &str) -> Result<Vec<(String, u32)>, String> {
-        let lab: Lab = serde_saphyr::from_str(text).expect("valid YAML");
-        let all = allocate(&lab).map_err(|error| error.to_string())?;
-        Ok(all
-            .into_iter()
-            .map(|allocation| (allocation.node, allocation.index))
-            .collect())
-    }
-
     #[test]
-    fn named_indexes_come_first() {
-        let text = "nodes: {a: {nics: [{vf: eth0}]}, b: {nics: [{vf: 'eth0:0'}, {switch: lan}]}, c: {nics: [{vf: eth0}]}}";
-        let expected = [("a", 1), ("b", 0), ("c", 2)].map(|(node, index)| (node.to_owned(), index));
-        assert_eq!(allocated(text), Ok(expected.to_vec()));
-    }
-
-    #[test]
-    fn one_function_goes_to_one_node() {
-        let error = allocated("nodes: {a: {nics: [{vf: 'eth0:3'}]}, b: {nics: [{vf: 'eth0:3'}]}}")
-            .expect_err("twice");
-        assert!(error.contains("a and b both want VF 3"), "{error}");
-    }
-
-    #[test]
-    fn addresses_are_names_too() {
-        assert_eq!(split("0000:01:00.0"), Some(("0000:01:00.0".to_owned(), None)));
-        assert_eq!(
-            split("0000:01:00.0:2"),
-            Some(("0000:01:00.0".to_owned(), Some(2)))
-        );
-        assert_eq!(split(":2"), None);
-        assert_eq!(split("eth0:x"), None);
+    fn a_virtual_function_is_named_by_interface_or_address() {
+        let name = |text: &str| text.parse::<VfName>().ok().map(|name| (name.pf, name.index));
+        assert_eq!(name("eth0"), Some(("eth0".to_owned(), None)));
+        assert_eq!(name("eth0:1"), Some(("eth0".to_owned(), Some(1))));
+        assert_eq!(name("0000:01:00.0"), Some(("0000:01:00.0".to_owned(), None)));
+        assert_eq!(name("0000:01:00.0:2"), Some(("0000:01:00.0".to_owned(), Some(2))));
+        for text in ["", ":2", "eth0:x", "eth0:1:2", "eth0:", "../x", "a b"] {
+            assert_eq!(name(text), None, "{text}");
+        }
     }
 }

@@ -1,8 +1,10 @@
 //! What a function was bound to before it was taken for VFIO, kept on disk so that a crash forgets nothing.
 
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::address::Bdf;
@@ -16,6 +18,9 @@ pub struct Before {
     pub driver: Option<String>,
     /// The override that was set.
     pub driver_override: Option<String>,
+    /// Who took it, where one has a name: a lab.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
 }
 
 /// The folder of such records, one file a function.
@@ -26,7 +31,7 @@ pub struct Records {
 
 /// A record that could not be kept or read.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: the record of the former driver cannot be {action}: {source}", path.display())]
+#[error("{}: the record of what was before cannot be {action}: {source}", path.display())]
 pub struct RecordError {
     path: PathBuf,
     action: &'static str,
@@ -48,15 +53,48 @@ impl Records {
         self.dir.join(format!("{bdf}.json"))
     }
 
-    /// Keeps `before`, unless the function has a record already: the older one knows its real driver.
+    /// Keeps `before` in place of any record that the function has.
     pub fn keep(&self, before: &Before) -> Result<(), RecordError> {
-        let path = self.path(before.bdf);
-        if path.exists() {
-            return Ok(());
-        }
-        write_by_rename(&path, before).map_err(|source| RecordError {
+        keep(self.path(before.bdf), before)
+    }
+
+    fn autoprobe(&self, pf: Bdf) -> PathBuf {
+        self.dir.join(format!("{pf}.autoprobe"))
+    }
+
+    /// Keeps that drivers took the virtual functions of `pf` by themselves, before that is turned off for a moment.
+    pub fn keep_autoprobe(&self, pf: Bdf) -> Result<(), RecordError> {
+        keep(self.autoprobe(pf), &true)
+    }
+
+    /// Whether autoprobe of `pf` was turned off for a moment that has not ended, because of a crash.
+    pub fn autoprobe_was_on(&self, pf: Bdf) -> bool {
+        self.autoprobe(pf).exists()
+    }
+
+    /// Forgets it: it is on again.
+    pub fn forget_autoprobe(&self, pf: Bdf) -> Result<(), RecordError> {
+        remove(self.autoprobe(pf))
+    }
+
+    /// Waits to be the only one that prepares functions or gives them back, for as long as the value lives.
+    pub fn turn(&self) -> Result<File, RecordError> {
+        let path = self.dir.join("lock");
+        let locked = std::fs::create_dir_all(&self.dir)
+            .and_then(|()| {
+                File::options()
+                    .create(true)
+                    .truncate(false)
+                    .write(true)
+                    .open(&path)
+            })
+            .and_then(|file| {
+                rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+                Ok(file)
+            });
+        locked.map_err(|source| RecordError {
             path,
-            action: "written",
+            action: "locked",
             source,
         })
     }
@@ -88,24 +126,35 @@ impl Records {
 
     /// Forgets one function.
     pub fn forget(&self, bdf: Bdf) -> Result<(), RecordError> {
-        let path = self.path(bdf);
-        match std::fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(RecordError {
-                path,
-                action: "removed",
-                source,
-            }),
-            _ => Ok(()),
-        }
+        remove(self.path(bdf))
     }
 }
 
-fn write_by_rename(path: &Path, before: &Before) -> io::Result<()> {
+fn remove(path: PathBuf) -> Result<(), RecordError> {
+    match std::fs::remove_file(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(RecordError {
+            path,
+            action: "removed",
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn keep(path: PathBuf, value: &impl Serialize) -> Result<(), RecordError> {
+    write_by_rename(&path, value).map_err(|source| RecordError {
+        path,
+        action: "written",
+        source,
+    })
+}
+
+fn write_by_rename(path: &Path, value: &impl Serialize) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(dir)?;
     let fresh = path.with_extension("new");
-    let mut file = std::fs::File::create(&fresh)?;
-    file.write_all(&serde_json::to_vec(before)?)?;
+    let mut file = File::create(&fresh)?;
+    file.write_all(&serde_json::to_vec(value)?)?;
     file.sync_all()?;
     std::fs::rename(&fresh, path)
 }

@@ -76,6 +76,11 @@ impl Sysfs {
         self.dry_run
     }
 
+    /// Whether the tree is the one of the machine that this runs on.
+    pub fn is_this_machine(&self) -> bool {
+        self.root == Path::new("/")
+    }
+
     /// The full path of `relative`, such as `sys/bus/pci/devices`.
     pub fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
         self.root.join(relative)

@@ -8,43 +8,10 @@ use rtnetlink::packet_route::link::{
     VfInfoSpoofCheck, VfInfoTrust, VfInfoVlan, VfLinkState,
 };
 use rtnetlink::{Handle, LinkUnspec};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::mac::Mac;
-
-/// What is to change about one virtual function; what is `None` stays as it is.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Settings {
-    /// Its address, as the physical function tells it.
-    pub mac: Option<Mac>,
-    /// The VLAN that the NIC puts it in; 0 for none (IEEE 802.1Q).
-    pub vlan: Option<u16>,
-    /// The priority in the VLAN tag, 0 to 7.
-    pub qos: Option<u8>,
-    /// Whether frames with another source address are dropped.
-    pub spoofchk: Option<bool>,
-    /// Whether it may ask for more addresses and for promiscuous mode.
-    pub trust: Option<bool>,
-    /// The link that it sees.
-    pub state: Option<LinkState>,
-    /// Guaranteed rate in Mbit/s; 0 for none.
-    pub min_rate: Option<u32>,
-    /// Limit of the rate in Mbit/s; 0 for none.
-    pub max_rate: Option<u32>,
-}
-
-/// The link that a virtual function sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum LinkState {
-    /// That of the physical function.
-    Auto,
-    /// Up whatever the physical function's is, so that VFs reach each other without a cable.
-    Enable,
-    /// Down.
-    Disable,
-}
+use crate::settings::{LinkState, Settings};
 
 /// What the physical function holds for one virtual function.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -92,6 +59,30 @@ pub enum VfError {
         index: u32,
         /// `mac`, `vlan`, …
         attribute: &'static str,
+        /// What the kernel said.
+        source: Box<rtnetlink::Error>,
+        /// What to do.
+        cure: &'static str,
+    },
+    /// One attribute was taken without complaint, and is not there.
+    #[error(
+        "VF {index} of {pf}:{wanted} was taken by the driver without effect; it cannot do that: leave it out, or update the driver or the NIC's firmware"
+    )]
+    NoEffect {
+        /// The PF's interface.
+        pf: String,
+        /// The VF.
+        index: u32,
+        /// What was set and does not read back, as `ip link` takes it.
+        wanted: String,
+    },
+    /// The physical function's link could not be set.
+    #[error("{pf} could not be set {}: {source}; {cure}", if *up { "up" } else { "down" })]
+    Link {
+        /// The PF's interface.
+        pf: String,
+        /// Up or down.
+        up: bool,
         /// What the kernel said.
         source: Box<rtnetlink::Error>,
         /// What to do.
@@ -161,7 +152,7 @@ impl Netlink {
         Ok(infos.flatten().map(|info| attributes_of(&info)).collect())
     }
 
-    /// Sets what `settings` names, one attribute after the other, so that a refusal names the one.
+    /// Sets what `settings` names, one attribute after the other, so that a refusal names the one, and reads all of it back.
     pub async fn set(&self, pf: &str, pf_index: u32, vf: u32, settings: &Settings) -> Result<(), VfError> {
         let present = self.attributes(pf, pf_index).await?;
         let Some(present) = present.iter().find(|attributes| attributes.index == vf) else {
@@ -184,7 +175,32 @@ impl Netlink {
                 source: Box::new(source),
             })?;
         }
+        let present = self.attributes(pf, pf_index).await?;
+        let missing = present
+            .iter()
+            .find(|attributes| attributes.index == vf)
+            .map_or_else(Settings::default, |present| settings.missing_in(present));
+        if missing != Settings::default() {
+            return Err(VfError::NoEffect {
+                pf: pf.to_owned(),
+                index: vf,
+                wanted: missing.as_ip_words(),
+            });
+        }
         Ok(())
+    }
+
+    /// Sets the interface with `index` up or down.
+    pub async fn set_link(&self, pf: &str, index: u32, up: bool) -> Result<(), VfError> {
+        let message = LinkUnspec::new_with_index(index);
+        let message = if up { message.up() } else { message.down() };
+        let set = self.0.link().set(message.build()).execute().await;
+        set.map_err(|source| VfError::Link {
+            pf: pf.to_owned(),
+            up,
+            cure: cure(&source),
+            source: Box::new(source),
+        })
     }
 }
 
@@ -195,7 +211,7 @@ fn cure(error: &rtnetlink::Error) -> &'static str {
     match message.raw_code().unsigned_abs() {
         1 | 13 => "run as root",
         95 => "this driver cannot do that",
-        22 => "the driver takes no such value, or the physical function must be up first",
+        22 => "the driver takes no such value, or the physical function's link must be up first",
         _ => "see the kernel log",
     }
 }
