@@ -268,9 +268,12 @@ impl Machine {
                 if let Err(stuck) = threads.pause() {
                     return (Err(stuck.to_string()), None);
                 }
+                // With nobody left to give them work, devices stop for good.
+                self.devices.pause();
                 self.control.status().state = State::Paused;
             }
             Command::Resume => {
+                self.devices.resume();
                 threads.resume();
                 self.control.status().state = State::Running;
             }

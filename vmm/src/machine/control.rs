@@ -23,9 +23,9 @@ pub enum Command {
     PowerOff,
     /// Reset the guest.
     Reset,
-    /// Take the vCPUs out of the guest.
+    /// Take the vCPUs out of the guest, and keep devices away from its memory.
     Pause,
-    /// Let them run on.
+    /// Let both run on.
     Resume,
 }
 
@@ -62,7 +62,7 @@ pub enum State {
     Starting,
     /// The vCPUs run.
     Running,
-    /// The vCPUs are held.
+    /// The vCPUs are held, and no device uses the guest's memory.
     Paused,
     /// It has ended or is about to.
     Ended,

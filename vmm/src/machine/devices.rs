@@ -127,6 +127,16 @@ impl Devices {
         Ok(())
     }
 
+    /// Has all devices keep away from guest memory.
+    pub fn pause(&self) {
+        self.root.pause();
+    }
+
+    /// Lets all devices go on.
+    pub fn resume(&self) {
+        self.root.resume();
+    }
+
     /// Back to the state after power-on; connections stay.
     pub fn reset(&self) {
         self.root.reset();

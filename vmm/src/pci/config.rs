@@ -85,8 +85,10 @@ const FIRST_CAPABILITY: usize = 0x40;
 
 /// Memory decoding is on.
 const COMMAND_MEMORY: u16 = 1 << 1;
+/// The function may start transactions of its own.
+const COMMAND_BUS_MASTER: u16 = 1 << 2;
 /// Memory decoding, bus master, parity and SERR reporting, `INTx` disable.
-const COMMAND_WRITABLE: u16 = COMMAND_MEMORY | 1 << 2 | 1 << 6 | 1 << 8 | 1 << 10;
+const COMMAND_WRITABLE: u16 = COMMAND_MEMORY | COMMAND_BUS_MASTER | 1 << 6 | 1 << 8 | 1 << 10;
 const STATUS_CAPABILITIES: u16 = 1 << 4;
 
 /// The configuration space of one function.
@@ -293,6 +295,11 @@ impl ConfigSpace {
 
     fn command(&self) -> u16 {
         u16::from_le_bytes(self.get(COMMAND))
+    }
+
+    /// The function may use memory and send messages (PCI Local Bus 3.0, section 6.2.2).
+    pub fn bus_master(&self) -> bool {
+        self.command() & COMMAND_BUS_MASTER != 0
     }
 
     /// The register of `N` bytes at `offset`.

@@ -41,6 +41,13 @@ pub trait Function: Debug + Send + Sync {
         let _ = (bar, addr);
     }
 
-    /// Back to the state after power-on.
+    /// Keeps away from guest memory until `resume`: when this returns, nothing in it changes any more. A function that
+    /// does nothing of its own accord has nothing to do here.
+    fn pause(&self) {}
+
+    /// Goes on where `pause` stopped.
+    fn resume(&self) {}
+
+    /// Back to the state after power-on, and not paused.
     fn reset(&self);
 }

@@ -1,10 +1,10 @@
 //! MSI-X: the capability, the table and the pending bits of a function.
 //!
-//! A vector is delivered while MSI-X is enabled and neither the function nor the vector is masked:
+//! A vector is delivered while MSI-X is enabled, the function is a bus master, and neither it nor the vector is masked:
 //!
 //! ```text
-//!   any mask set, or not enabled ──► Vector::mask          (signals become pending)
-//!   all clear, and enabled       ──► Vector::set_route, Vector::unmask
+//!   masked, disabled, no master  ──► Vector::mask          (signals become pending)
+//!   none of these                ──► Vector::set_route, Vector::unmask
 //!   message changed while clear  ──► Vector::set_route     (KVM goes on with the new one)
 //! ```
 
@@ -31,6 +31,8 @@ const MAX_VECTORS: u16 = 2048;
 pub struct Msix {
     entries: Vec<Entry>,
     control: u16,
+    /// The function may send messages.
+    bus_master: bool,
     /// Offset of the control word in configuration space.
     control_at: Option<u16>,
 }
@@ -102,6 +104,7 @@ impl Msix {
         Ok(Self {
             entries,
             control: 0,
+            bus_master: false,
             control_at: None,
         })
     }
@@ -127,12 +130,13 @@ impl Msix {
         self.control_at = Some(config.add_capability(CAPABILITY, &body, &writable) + 2);
     }
 
-    /// Follows the control word after a write to configuration space.
+    /// Follows the control word and the bus master bit after a write to configuration space.
     pub fn config_written(&mut self, config: &ConfigSpace) {
         let Some(at) = self.control_at else { return };
         let control = u16::from_le_bytes(config.get(at)) & (CONTROL_ENABLE | CONTROL_FUNCTION_MASK);
-        if control != self.control {
-            self.control = control;
+        let bus_master = config.bus_master();
+        if (control, bus_master) != (self.control, self.bus_master) {
+            (self.control, self.bus_master) = (control, bus_master);
             for index in 0..self.entries.len() {
                 self.settle(index, false);
             }
@@ -204,6 +208,7 @@ impl Msix {
     /// Back to the state after power-on: disabled, all vectors masked, nothing pending.
     pub fn reset(&mut self) {
         self.control = 0;
+        self.bus_master = false;
         for (index, entry) in self.entries.iter_mut().enumerate() {
             (entry.addr, entry.data, entry.masked) = (0, 0, Entry::RESET_MASKED);
             entry.live = false;
@@ -218,7 +223,8 @@ impl Msix {
     }
 
     fn settle(&mut self, index: usize, message_changed: bool) {
-        let function_on = self.control & (CONTROL_ENABLE | CONTROL_FUNCTION_MASK) == CONTROL_ENABLE;
+        let enabled = self.control & (CONTROL_ENABLE | CONTROL_FUNCTION_MASK) == CONTROL_ENABLE;
+        let function_on = enabled && self.bus_master;
         let entry = &mut self.entries[index];
         let deliver = function_on && !entry.masked;
         if let Err(error) = entry.settle(deliver, message_changed) {

@@ -149,6 +149,22 @@ impl Root {
         inner.slots = slots;
     }
 
+    /// Has every function keep away from guest memory. The guest does not run meanwhile.
+    pub fn pause(&self) {
+        self.each(|function| function.pause());
+    }
+
+    /// Lets every function go on.
+    pub fn resume(&self) {
+        self.each(|function| function.resume());
+    }
+
+    fn each(&self, act: impl Fn(&dyn Function)) {
+        for slot in self.lock().slots.iter().flatten() {
+            act(&*slot.function);
+        }
+    }
+
     /// Reads configuration space of the function in `slot`; ones if there is none.
     pub fn read_config(&self, slot: usize, offset: u16, data: &mut [u8]) {
         match self.lock().slots.get_mut(slot) {

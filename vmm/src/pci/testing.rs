@@ -36,8 +36,8 @@ impl FakePlatform {
         std::mem::take(&mut self.calls.lock().unwrap())
     }
 
-    /// Waits until `vector` is raised.
-    pub(crate) fn wait_for_interrupt(&self, vector: u16) {
+    /// Waits until `vector` is raised; returns how often it was since the last call.
+    pub(crate) fn wait_for_interrupt(&self, vector: u16) -> u64 {
         let fd = self.vectors.lock().unwrap()[usize::from(vector)]
             .try_clone()
             .unwrap();
@@ -51,7 +51,12 @@ impl FakePlatform {
             1,
             "vector {vector} is not raised"
         );
-        fd.read().unwrap();
+        fd.read().unwrap()
+    }
+
+    /// True if `vector` was raised since the last look.
+    pub(crate) fn was_raised(&self, vector: u16) -> bool {
+        self.vectors.lock().unwrap()[usize::from(vector)].read().is_ok()
     }
 }
 

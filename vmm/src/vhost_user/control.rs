@@ -2,20 +2,19 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 
 use rustix::event::{PollFd, PollFlags};
 use tracing::warn;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::features;
 use super::shared::Shared;
 use crate::fd::borrow;
 use crate::virtio::device::{ActivateError, ActiveQueue, ConfigIrq, QueueIrq};
 use crate::virtio::queue::split_queue;
+use crate::virtio::worker::{Orders, Worker};
 
 /// Classes and commands, from the standard's section on the control virtqueue.
 const CLASS_ANNOUNCE: u8 = 3;
@@ -54,27 +53,15 @@ impl Request {
     }
 }
 
-/// The thread that serves the control queue between `DRIVER_OK` and reset.
-#[derive(Debug)]
+/// Serves the control queue between `DRIVER_OK` and reset, in a thread of its own.
 pub(super) struct ControlQueue {
-    stop: Arc<Stop>,
-    thread: Option<JoinHandle<()>>,
-}
-
-#[derive(Debug)]
-struct Stop {
-    requested: AtomicBool,
-    wake: EventFd,
-}
-
-struct Worker {
     name: String,
     queue: Queue,
     mem: Arc<GuestMemoryMmap>,
     kick: EventFd,
     irq: QueueIrq,
     config_irq: ConfigIrq,
-    stop: Arc<Stop>,
+    orders: Orders,
     shared: Arc<Shared>,
     acked: u64,
     max_pairs: u16,
@@ -89,47 +76,29 @@ impl ControlQueue {
         max_pairs: u16,
         shared: Arc<Shared>,
         config_irq: ConfigIrq,
-    ) -> Result<Self, ActivateError> {
-        let stop = Arc::new(Stop {
-            requested: AtomicBool::new(false),
-            wake: EventFd::new(EFD_NONBLOCK)?,
-        });
-        let worker = Worker {
-            name: name.to_owned(),
-            queue: split_queue(&queue, acked & features::EVENT_IDX != 0)?,
-            mem,
-            kick: queue.kick,
-            irq: queue.irq,
-            config_irq,
-            stop: Arc::clone(&stop),
-            shared,
-            acked,
-            max_pairs,
+    ) -> Result<Worker, ActivateError> {
+        let ring = split_queue(&queue, acked & features::EVENT_IDX != 0)?;
+        let (thread, name) = (format!("{name}-ctrl"), name.to_owned());
+        let run = move |orders| {
+            Self {
+                name,
+                queue: ring,
+                mem,
+                kick: queue.kick,
+                irq: queue.irq,
+                config_irq,
+                orders,
+                shared,
+                acked,
+                max_pairs,
+            }
+            .run();
         };
-        let thread = std::thread::Builder::new()
-            .name(format!("{name}-ctrl"))
-            .spawn(move || worker.run())?;
-        Ok(Self {
-            stop,
-            thread: Some(thread),
-        })
+        Ok(Worker::spawn_plain(&thread, run)?)
     }
-}
 
-impl Drop for ControlQueue {
-    fn drop(&mut self) {
-        self.stop.requested.store(true, Ordering::Release);
-        // A fresh eventfd has room for one.
-        let _ = self.stop.wake.write(1);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-impl Worker {
     fn run(mut self) {
-        while !self.stopping() {
+        while !(self.orders.pending() && self.orders.obey()) {
             match self.serve() {
                 Ok(true) => {}
                 Ok(false) => {
@@ -150,14 +119,10 @@ impl Worker {
         }
     }
 
-    fn stopping(&self) -> bool {
-        self.stop.requested.load(Ordering::Acquire)
-    }
-
     fn sleep(&self) -> io::Result<()> {
         let mut fds = [
             PollFd::from_borrowed_fd(borrow(&self.kick), PollFlags::IN),
-            PollFd::from_borrowed_fd(borrow(&self.stop.wake), PollFlags::IN),
+            PollFd::from_borrowed_fd(borrow(self.orders.wake()), PollFlags::IN),
         ];
         match rustix::event::poll(&mut fds, None) {
             Err(e) if e != rustix::io::Errno::INTR => return Err(e.into()),
@@ -173,7 +138,7 @@ impl Worker {
         let mem = Arc::clone(&self.mem);
         self.queue.disable_notification(&*mem)?;
         let mut done = 0;
-        while done < self.queue.size() && !self.stopping() {
+        while done < self.queue.size() && !self.orders.pending() {
             let Some(chain) = self.queue.iter(&*mem)?.next() else {
                 break;
             };

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use super::watchdog::{Cutter, Watchdog};
 use crate::listener::SocketError;
 use crate::memory::{MemoryObserver, RamRegion};
 use crate::virtio::device::{ActivateError, Activation, VirtioDevice};
+use crate::virtio::worker::Worker;
 
 /// The device type number of a network device.
 const DEVICE_TYPE: u32 = 1;
@@ -108,7 +109,7 @@ pub struct VhostUserNet {
     commands: Sender<Command>,
     cutter: Cutter,
     supervisor: Option<JoinHandle<()>>,
-    control: Option<ControlQueue>,
+    control: Option<Worker>,
     queue_sizes: Vec<u16>,
     acked: u64,
 }
@@ -222,6 +223,19 @@ impl VhostUserNet {
         send(&self.commands, &self.shared, command);
     }
 
+    /// Sends what takes the rings away from the back-end, and waits until it has.
+    fn send_and_wait(&self, command: impl FnOnce(SyncSender<()>) -> Command) {
+        let (done, answer) = sync_channel(1);
+        self.send(command(done));
+        while let Err(RecvTimeoutError::Timeout) = answer.recv_timeout(PATIENCE) {
+            // A back-end that runs rings is given its full time to stop them. Anything else that it has not
+            // answered is no reason to keep a guest waiting: cut off, it has to begin anew.
+            if !self.shared.lock().rings_running {
+                self.cutter.cut();
+            }
+        }
+    }
+
     /// The control queue comes behind the last queue pair that the guest knows of.
     fn control_index(&self) -> u16 {
         if self.acked & features::MQ == 0 {
@@ -299,18 +313,24 @@ impl VirtioDevice for VhostUserNet {
         Ok(())
     }
 
+    fn pause(&mut self) {
+        if let Some(control) = &self.control {
+            control.hold();
+        }
+        self.send_and_wait(Command::Pause);
+    }
+
+    fn resume(&mut self) {
+        self.send(Command::Resume);
+        if let Some(control) = &self.control {
+            control.release();
+        }
+    }
+
     fn reset(&mut self) {
         self.control = None;
         self.acked = 0;
-        let (done, answer) = sync_channel(1);
-        self.send(Command::Reset(done));
-        while let Err(RecvTimeoutError::Timeout) = answer.recv_timeout(PATIENCE) {
-            // A back-end that runs rings is given its full time to stop them. Anything else that it has not
-            // answered is no reason to keep a guest waiting: cut off, it has to begin anew.
-            if !self.shared.lock().rings_running {
-                self.cutter.cut();
-            }
-        }
+        self.send_and_wait(Command::Reset);
     }
 
     fn queue_irq_changed(&mut self, index: u16) {

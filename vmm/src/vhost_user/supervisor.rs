@@ -35,6 +35,10 @@ pub(super) enum Command {
     Activate(Box<ActiveNic>),
     /// The guest's driver is gone: answer when no ring is in use any more.
     Reset(SyncSender<()>),
+    /// The guest's driver is kept from its rings for a while: answer when none of them is in use any more.
+    Pause(SyncSender<()>),
+    /// The rings may be used again.
+    Resume,
     /// The guest's driver mapped a queue to another interrupt vector.
     RenewCall(u16),
     /// The VM got memory.
@@ -81,6 +85,8 @@ pub(super) struct Supervisor {
     announcements: Vec<Instant>,
     /// When to look at the back-end's own link state again.
     recheck_at: Option<Instant>,
+    /// The back-end may not have the rings now.
+    paused: bool,
     closing: bool,
 }
 
@@ -110,6 +116,7 @@ impl Supervisor {
             up_since: None,
             announcements: Vec::new(),
             recheck_at: None,
+            paused: false,
             closing: false,
         }
     }
@@ -140,6 +147,15 @@ impl Supervisor {
                     self.reset();
                     // Whoever asked has stopped waiting only if the VM is ending.
                     let _ = done.send(());
+                }
+                Ok(Command::Pause(done)) => {
+                    self.paused = true;
+                    self.stop_rings();
+                    let _ = done.send(());
+                }
+                Ok(Command::Resume) => {
+                    self.paused = false;
+                    self.bring_up();
                 }
                 Ok(Command::RenewCall(index)) => self.renew_call(index),
                 Ok(Command::AddMemory(region)) => {
@@ -175,6 +191,7 @@ impl Supervisor {
     fn reset(&mut self) {
         self.stop_rings();
         self.nic = None;
+        self.paused = false;
         self.announcements.clear();
         {
             let mut state = self.shared.lock();
@@ -271,6 +288,10 @@ impl Supervisor {
             self.set_link(carrier);
             return;
         };
+        if self.paused {
+            // The link stays as the guest saw it last.
+            return;
+        }
         let offered_pairs = self.shared.lock().config.pairs;
         if let Err(e) = fits(link, nic, offered_pairs) {
             // The connection is kept: after a reset the guest can be offered what this back-end has.
@@ -284,6 +305,7 @@ impl Supervisor {
             state.pairs
         };
         let again = nic.handed_over();
+        let returned = again && !self.shared.lock().status.link_up;
         if let Err(e) = link.start(
             &self.watchdog,
             nic.acked,
@@ -296,7 +318,7 @@ impl Supervisor {
         let carrier = link.carrier();
         nic.signal_all();
         self.enabled = pairs;
-        if again && carrier && nic.acked & features::GUEST_ANNOUNCE != 0 {
+        if returned && carrier && nic.acked & features::GUEST_ANNOUNCE != 0 {
             let now = Instant::now();
             self.announcements = ANNOUNCE_AFTER.iter().map(|after| now + *after).collect();
         }

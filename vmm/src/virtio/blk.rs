@@ -30,9 +30,10 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use disk::Disk;
-use worker::{QueueWorker, Terms};
+use worker::Terms;
 
 use super::device::{ActivateError, Activation, VirtioDevice};
+use super::worker::Worker;
 
 /// The device type number of a block device.
 const DEVICE_TYPE: u32 = 2;
@@ -151,7 +152,7 @@ pub struct Blk {
     engine: EngineKind,
     queue_sizes: Vec<u16>,
     config: [u8; CONFIG_LEN],
-    workers: Vec<QueueWorker>,
+    workers: Vec<Worker>,
 }
 
 impl Blk {
@@ -253,9 +254,17 @@ impl VirtioDevice for Blk {
                 mem: Arc::clone(&mem.mem),
                 config_irq: config_irq.clone(),
             };
-            self.workers.push(QueueWorker::start(queue, terms)?);
+            self.workers.push(worker::start(queue, terms)?);
         }
         Ok(())
+    }
+
+    fn pause(&mut self) {
+        self.workers.iter().for_each(Worker::hold);
+    }
+
+    fn resume(&mut self) {
+        self.workers.iter().for_each(Worker::release);
     }
 
     fn reset(&mut self) {

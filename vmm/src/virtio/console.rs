@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::debug;
-use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use self::endpoint::Endpoint;
 use self::service::{Queues, Service};
@@ -114,7 +114,7 @@ impl VirtioDevice for Console {
     }
 
     fn features(&self) -> u64 {
-        F_MULTIPORT | 1 << VIRTIO_RING_F_INDIRECT_DESC
+        F_MULTIPORT | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX
     }
 
     fn ack_features(&mut self, _features: u64) -> bool {
@@ -135,14 +135,14 @@ impl VirtioDevice for Console {
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let multiport = activation.features & F_MULTIPORT != 0;
         let Activation {
             mem,
             queues,
+            features,
             config_irq,
-            ..
         } = activation;
-        let queues = Queues::new(queues, &mem)?;
+        let multiport = features & F_MULTIPORT != 0;
+        let queues = Queues::new(queues, &mem, features)?;
         let endpoints = Arc::clone(&self.endpoints);
         let run = move |mut poller: Poller| {
             let mut endpoints = endpoints.lock().unwrap_or_else(PoisonError::into_inner);
@@ -150,11 +150,23 @@ impl VirtioDevice for Console {
             if let Err(error) = service.run(&mut poller) {
                 debug!(%error, "console device stops");
                 config_irq.needs_reset();
-                poller.wait_for_stop();
+                poller.wait_for_end();
             }
         };
         self.worker = Some(Worker::spawn("console", run)?);
         Ok(())
+    }
+
+    fn pause(&mut self) {
+        if let Some(worker) = &self.worker {
+            worker.hold();
+        }
+    }
+
+    fn resume(&mut self) {
+        if let Some(worker) = &self.worker {
+            worker.release();
+        }
     }
 
     fn reset(&mut self) {

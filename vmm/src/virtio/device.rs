@@ -1,9 +1,9 @@
 //! What a virtio device is, to the transport in front of it.
 //!
 //! ```text
-//!   new ──► offered ──ack_features──► negotiated ──activate──► running
-//!              ▲                           │                      │
-//!              └────────────reset──────────┴──────────reset───────┘
+//!   new ──► offered ──ack_features──► negotiated ──activate──► running ◄──pause, resume──► paused
+//!              ▲                           │                      │                          │
+//!              └────────────reset──────────┴──────────reset───────┴──────────reset───────────┘
 //! ```
 //!
 //! `read_config` and `write_config` are called in every state. The transport calls one method at a time.
@@ -43,6 +43,13 @@ pub trait VirtioDevice: Debug + Send {
     /// The driver set `DRIVER_OK`: the device may use the queues and guest memory from here until `reset`.
     /// A device that fails is marked as needing a reset, and `reset` is called before anything else.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
+
+    /// Keeps away from the queues and from guest memory until `resume`: when this returns, nothing of them changes any
+    /// more and no interrupt is raised for what becomes of them. Called while the device runs.
+    fn pause(&mut self);
+
+    /// Goes on where `pause` stopped, with nothing lost.
+    fn resume(&mut self);
 
     /// Forgets everything negotiated. When this returns, nothing uses guest memory or the eventfds of the last
     /// activation any more. Called in every state.

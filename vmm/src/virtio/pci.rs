@@ -14,7 +14,7 @@
 //!
 //! Notifications never come here while the guest runs: each queue's address is an ioeventfd. Interrupts are MSI-X
 //! only, one vector for each queue and one for configuration changes; there is no interrupt pin. A driver that does
-//! not enable MSI-X has to poll.
+//! not enable MSI-X has to poll. A function that is no bus master neither uses memory nor interrupts.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -146,7 +146,10 @@ impl Function for VirtioPci {
             let value = self.window.data(config);
             self.write_bar(BAR, bar_offset, &value[..len]);
         }
-        self.lock().msix.config_written(config);
+        let mut state = self.lock();
+        state.msix.config_written(config);
+        state.common.set_bus_master(config.bus_master(), &self.kicks);
+        drop(state);
         moves
     }
 
@@ -207,7 +210,17 @@ impl Function for VirtioPci {
     fn reset(&self) {
         let mut state = self.lock();
         state.common.reset(&self.kicks);
+        state.common.set_bus_master(false, &self.kicks);
+        state.common.set_held(false, &self.kicks);
         state.msix.reset();
+    }
+
+    fn pause(&self) {
+        self.lock().common.set_held(true, &self.kicks);
+    }
+
+    fn resume(&self) {
+        self.lock().common.set_held(false, &self.kicks);
     }
 }
 

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{ActivateError, ActiveQueue, QueueIrq};
+use super::queue::split_queue;
 
 /// The driver broke the ring itself: nothing can be told from it any more.
 #[derive(Debug, thiserror::Error)]
@@ -51,25 +53,20 @@ struct Buffer {
 }
 
 impl Ring {
-    pub(crate) fn new(queue: ActiveQueue, mem: Arc<GuestMemoryMmap>) -> Result<Self, ActivateError> {
-        let set_up = || -> Result<Queue, virtio_queue::Error> {
-            let mut ring = Queue::new(queue.size)?;
-            ring.try_set_size(queue.size)?;
-            ring.try_set_desc_table_address(GuestAddress(queue.desc))?;
-            ring.try_set_avail_ring_address(GuestAddress(queue.avail))?;
-            ring.try_set_used_ring_address(GuestAddress(queue.used))?;
-            ring.set_ready(true);
-            Ok(ring)
-        };
-        let ring =
-            set_up()
-                .ok()
-                .filter(|ring| ring.is_valid(&*mem))
-                .ok_or(ActivateError::RingOutsideMemory {
-                    queue: queue.index,
-                    ring: "ring",
-                    addr: queue.desc,
-                })?;
+    /// The queue with the features that its driver has chosen.
+    pub(crate) fn new(
+        queue: ActiveQueue,
+        mem: Arc<GuestMemoryMmap>,
+        features: u64,
+    ) -> Result<Self, ActivateError> {
+        let ring = split_queue(&queue, features & 1 << VIRTIO_RING_F_EVENT_IDX != 0)?;
+        if !ring.is_valid(&*mem) {
+            return Err(ActivateError::RingOutsideMemory {
+                queue: queue.index,
+                ring: "ring",
+                addr: queue.desc,
+            });
+        }
         Ok(Self {
             queue: ring,
             mem,
@@ -89,21 +86,28 @@ impl Ring {
         self.queue.size()
     }
 
-    /// True if the driver has given buffers that were not taken.
-    pub(crate) fn has_buffers(&self) -> Result<bool, BrokenRing> {
+    /// True if the driver has given buffers that were not taken. If it has not, it notifies when it does.
+    pub(crate) fn has_buffers(&mut self) -> Result<bool, BrokenRing> {
+        Ok(self.waiting()? != 0 || self.queue.enable_notification(&*self.mem)? && self.waiting()? != 0)
+    }
+
+    fn waiting(&self) -> Result<u16, BrokenRing> {
         let given = self.queue.avail_idx(&*self.mem, Ordering::Acquire)?.0;
         let waiting = given.wrapping_sub(self.queue.next_avail());
         if waiting > self.queue.size() {
             return Err(virtio_queue::Error::InvalidAvailRingIndex.into());
         }
-        Ok(waiting != 0)
+        Ok(waiting)
     }
 
-    /// Takes the next buffers. Malformed ones go back to the driver at once, with nothing done.
+    /// Takes the next buffers; without any, has the driver notify of the next ones. Malformed ones go back to the driver at once, with nothing done.
     pub(crate) fn pop(&mut self) -> Result<Option<Chain>, BrokenRing> {
         // A driver gives at most as many as the ring has room for; whatever it does, this ends.
         for _ in 0..self.queue.size() {
             let Some(chain) = self.queue.iter(&*self.mem)?.next() else {
+                if self.has_buffers()? {
+                    continue;
+                }
                 return Ok(None);
             };
             let head = chain.head_index();
@@ -132,11 +136,12 @@ impl Ring {
         Ok(())
     }
 
-    /// Interrupts the driver if buffers went back since the last call.
-    pub(crate) fn announce(&mut self) {
-        if std::mem::take(&mut self.unannounced) {
+    /// Interrupts the driver if buffers went back since the last call, unless it wants to hear of later ones only.
+    pub(crate) fn announce(&mut self) -> Result<(), BrokenRing> {
+        if std::mem::take(&mut self.unannounced) && self.queue.needs_notification(&*self.mem)? {
             self.irq.notify();
         }
+        Ok(())
     }
 
     /// Copies from the readable buffers, starting `offset` bytes into them; returns how much.

@@ -4,7 +4,7 @@ use std::io;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use tracing::debug;
-use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::epoll::EventSet;
 
 use super::device::{ActivateError, Activation, ConfigIrq, VirtioDevice};
@@ -43,7 +43,7 @@ impl VirtioDevice for Rng {
     }
 
     fn features(&self) -> u64 {
-        1 << VIRTIO_RING_F_INDIRECT_DESC
+        1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX
     }
 
     fn ack_features(&mut self, _features: u64) -> bool {
@@ -58,15 +58,27 @@ impl VirtioDevice for Rng {
         let Activation {
             mem,
             queues,
+            features,
             config_irq,
-            ..
         } = activation;
         let queue = queues.into_iter().next().ok_or(ActivateError::MissingQueue(0))?;
-        let ring = Ring::new(queue, mem.mem)?;
+        let ring = Ring::new(queue, mem.mem, features)?;
         self.worker = Some(Worker::spawn("rng", move |poller| {
             run(poller, ring, &config_irq);
         })?);
         Ok(())
+    }
+
+    fn pause(&mut self) {
+        if let Some(worker) = &self.worker {
+            worker.hold();
+        }
+    }
+
+    fn resume(&mut self) {
+        if let Some(worker) = &self.worker {
+            worker.release();
+        }
     }
 
     fn reset(&mut self) {
@@ -78,7 +90,7 @@ fn run(mut poller: Poller, ring: Ring, config_irq: &ConfigIrq) {
     if let Err(error) = serve(&mut poller, ring) {
         debug!(%error, "entropy device stops");
         config_irq.needs_reset();
-        poller.wait_for_stop();
+        poller.wait_for_end();
     }
 }
 
@@ -106,7 +118,7 @@ fn fill(ring: &mut Ring) -> Result<(), BrokenRing> {
         };
         ring.complete(&chain, written)?;
     }
-    ring.announce();
+    ring.announce()?;
     if ring.has_buffers()? {
         // Comes back here after a look at whether to stop.
         let _ = ring.kick().write(1);

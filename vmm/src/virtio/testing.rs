@@ -41,7 +41,9 @@ impl Guest {
         let platform = Arc::new(FakePlatform::default());
         let ram = ram();
         let function = VirtioPci::new(device, ram.clone(), Arc::clone(&platform) as _).unwrap();
-        let config = function.config_space();
+        let mut config = function.config_space();
+        // Memory decoding and bus master, as a driver's probe leaves them.
+        function.write_config(&mut config, 4, &[6, 0]);
         Self {
             function,
             platform,
@@ -130,6 +132,12 @@ impl Guest {
         self.set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)
     }
 
+    /// Makes the function a bus master, or not.
+    pub(crate) fn set_bus_master(&mut self, on: bool) {
+        let command = if on { 6 } else { 2 };
+        self.function.write_config(&mut self.config, 4, &[command, 0]);
+    }
+
     /// Writes to a queue's notification address.
     pub(crate) fn kick(&self, queue: u16) {
         self.write16(0x3000 + 4 * u64::from(queue), queue);
@@ -192,6 +200,22 @@ impl DriverRing {
         self.give(head);
     }
 
+    /// Has the device interrupt when it is done with the `index`-th buffer since the start, and not before
+    /// (`VIRTIO_F_EVENT_IDX`).
+    pub(crate) fn set_used_event(&self, index: u16) {
+        let at = self.at.avail + 4 + 2 * u64::from(self.at.size);
+        self.mem
+            .store(index, GuestAddress(at), Ordering::Release)
+            .unwrap();
+    }
+
+    /// True if the device asks to be told of the buffer that was given last (`VIRTIO_F_EVENT_IDX`).
+    pub(crate) fn wants_kick(&self) -> bool {
+        let at = self.at.used + 4 + 8 * u64::from(self.at.size);
+        let event: u16 = self.mem.load(GuestAddress(at), Ordering::SeqCst).unwrap();
+        event == self.avail_index.wrapping_sub(1)
+    }
+
     /// The next used buffer, if there is one: its head and length.
     pub(crate) fn used(&mut self) -> Option<(u32, u32)> {
         let index: u16 = self
@@ -210,10 +234,12 @@ impl DriverRing {
 
     /// Waits for the next used buffer.
     pub(crate) fn wait_for_used(&mut self, platform: &FakePlatform, vector: u16) -> (u32, u32) {
+        // Without the feature nobody reads it.
+        self.set_used_event(self.used_index);
         loop {
             match self.used() {
                 Some(used) => return used,
-                None => platform.wait_for_interrupt(vector),
+                None => drop(platform.wait_for_interrupt(vector)),
             }
         }
     }
@@ -238,6 +264,7 @@ pub(crate) struct Seen {
     pub(crate) config: [u8; 8],
     pub(crate) refuse_features: bool,
     pub(crate) refuse_start: bool,
+    pub(crate) paused: bool,
 }
 
 #[derive(Debug)]
@@ -303,10 +330,19 @@ impl VirtioDevice for FakeDevice {
         Ok(())
     }
 
+    fn pause(&mut self) {
+        self.seen.lock().unwrap().paused = true;
+    }
+
+    fn resume(&mut self) {
+        self.seen.lock().unwrap().paused = false;
+    }
+
     fn reset(&mut self) {
         let mut seen = self.seen.lock().unwrap();
         seen.resets += 1;
         seen.active = None;
+        seen.paused = false;
     }
 
     fn queue_irq_changed(&mut self, index: u16) {

@@ -10,6 +10,8 @@ const IDENTITY: Identity = Identity {
     subsystem_vendor: 0,
     subsystem: 0,
 };
+const COMMAND: u16 = 4;
+const BUS_MASTER: u8 = 4;
 /// The control word: the capability is the first one.
 const CONTROL: u16 = 0x42;
 const ENABLE: u8 = 0x80;
@@ -26,6 +28,7 @@ impl Rig {
         let platform = FakePlatform::default();
         let mut msix = Msix::new(count, &platform).unwrap();
         let mut config = ConfigSpace::new(&IDENTITY);
+        config.write(COMMAND, &[BUS_MASTER]);
         msix.add_capability(&mut config, 0, 0x4000, 0x5000);
         Self {
             platform,
@@ -156,6 +159,19 @@ fn what_is_masked_is_pending() {
     rig.msix.reset();
     assert_eq!((rig.pending(0), rig.pending(1)), (0, 0));
     assert!(rig.platform.take().contains(&Call::Reset(9)));
+}
+
+#[test]
+fn a_function_that_is_no_bus_master_sends_nothing_until_it_is() {
+    let mut rig = Rig::new(1);
+    rig.control(ENABLE);
+    rig.write(12, &[0]);
+    rig.config.write(COMMAND, &[0]);
+    assert_eq!(rig.control(ENABLE), [Call::Mask(0)]);
+    rig.msix.eventfd(0).unwrap().write(1).unwrap();
+    assert_eq!(rig.pending(0), 1);
+    rig.config.write(COMMAND, &[BUS_MASTER]);
+    assert_eq!(rig.control(ENABLE), [Call::Route(0, 0, 0), Call::Unmask(0)]);
 }
 
 #[test]

@@ -71,6 +71,14 @@ impl Function for Recorder {
         self.record("unmap", addr);
     }
 
+    fn pause(&self) {
+        self.record("pause", 0);
+    }
+
+    fn resume(&self) {
+        self.record("resume", 0);
+    }
+
     fn reset(&self) {
         self.record("reset", 0);
     }
@@ -216,6 +224,21 @@ fn reset_puts_everything_back() {
     assert_eq!(function.take(), [("reset", 0), ("map", MMIO32)]);
     assert_eq!(bar(&root, 1), MMIO32);
     assert!(answers(&mmio, MMIO32));
+}
+
+#[test]
+fn all_functions_pause_and_resume() {
+    let (_, root) = machine();
+    let functions = [Recorder::new(0x1000), Recorder::new(0x1000)];
+    for function in &functions {
+        root.add(Arc::clone(function) as Arc<dyn Function>).unwrap();
+        function.take();
+    }
+    root.pause();
+    root.resume();
+    for function in &functions {
+        assert_eq!(function.take(), [("pause", 0), ("resume", 0)]);
+    }
 }
 
 #[test]

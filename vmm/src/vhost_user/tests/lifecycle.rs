@@ -165,6 +165,42 @@ fn rings_are_handed_over_in_order_and_taken_back() {
 }
 
 #[test]
+fn a_paused_nic_has_its_rings_back_and_goes_on_where_it_was() {
+    let stage = Stage::new();
+    let (mut nic, backend) = connected(&stage, Offer::default());
+    let mut guest = Guest::new(5);
+    drive(&mut guest, &mut nic);
+    for index in 0..4 {
+        assert_eq!(backend.wait_for(SET_VRING_ENABLE).state().0, index);
+    }
+    nic.pause();
+    for index in 0..4 {
+        assert_eq!(backend.wait_for(GET_VRING_BASE).state().0, index);
+    }
+    guest.queues[1].set_used_index(3);
+    // The control queue is our own: it keeps still as well.
+    let control = guest.queues[4].buffer();
+    guest
+        .ram
+        .mem
+        .write_slice(&[4, 0, 2, 0, 0xff], GuestAddress(control))
+        .unwrap();
+    guest.queues[4].post(&[(control, 4, false), (control + 4, 1, true)]);
+    // A back-end that comes in the meantime does not get the rings either.
+    backend.kill();
+    assert!(nic.monitor().wait_for(SOON, |s| !s.connected));
+    let backend = stage.play(Offer::default(), |_, _| Act::Answer);
+    assert!(nic.monitor().wait_for(SOON, |s| s.connected));
+    assert_eq!(guest.queues[4].used_index(), 0);
+    nic.resume();
+    for (index, base) in [(0, 0), (1, 3), (2, 0), (3, 0)] {
+        assert_eq!(backend.wait_for(SET_VRING_BASE).state(), (index, base));
+    }
+    guest.queues[4].wait_used(1);
+    assert!(nic.monitor().wait_for(SOON, |s| s.link_up && s.queue_pairs == 2));
+}
+
+#[test]
 fn a_driver_without_mq_has_its_control_queue_behind_one_pair() {
     let stage = Stage::new();
     let (mut nic, backend) = connected(&stage, Offer::default());

@@ -69,7 +69,8 @@ trait Pop {
 
 impl Pop for virtio_queue::Queue {
     fn pop(&mut self, mem: &GuestMemoryMmap) -> Option<(u16, GuestAddress, usize)> {
-        let mut chain = self.iter(mem).unwrap().next()?;
+        // The other ring of a pair may not have been handed over yet; its own kick comes when it is.
+        let mut chain = self.iter(mem).ok()?.next()?;
         let head = chain.head_index();
         let buffer = chain.next()?;
         Some((head, buffer.addr(), buffer.len() as usize))

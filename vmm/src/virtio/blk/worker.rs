@@ -2,13 +2,12 @@
 
 use std::io;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use rustix::event::{PollFd, PollFlags};
 use tracing::warn;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::disk::Disk;
 use super::engine::{Done, Engine, Pending, Work};
@@ -18,6 +17,7 @@ use super::{EVENT_IDX, EngineKind, FLUSH};
 use crate::fd::borrow;
 use crate::virtio::device::{ActivateError, ActiveQueue, ConfigIrq, QueueIrq};
 use crate::virtio::queue::split_queue;
+use crate::virtio::worker::{Orders, Worker};
 
 /// What all queues of an active disk have in common.
 pub(super) struct Terms {
@@ -28,51 +28,25 @@ pub(super) struct Terms {
     pub(super) config_irq: ConfigIrq,
 }
 
-/// Serves a virtqueue until it is dropped, which waits for the last transfer.
-#[derive(Debug)]
-pub(super) struct QueueWorker {
-    stop: EventFd,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl QueueWorker {
-    pub(super) fn start(queue: ActiveQueue, terms: Terms) -> Result<Self, ActivateError> {
-        let stop = EventFd::new(EFD_NONBLOCK)?;
-        let stopped = stop.try_clone()?;
-        let ring = split_queue(&queue, terms.features & EVENT_IDX != 0)?;
-        let ActiveQueue { index, kick, irq, .. } = queue;
-        let run = move || {
-            let engine = Engine::new(terms.engine, Arc::clone(&terms.disk));
-            Worker {
-                ring,
-                kick,
-                irq,
-                stop: stopped,
-                engine,
-                terms,
-                ended: Vec::new(),
-                unannounced: false,
-            }
-            .run();
-        };
-        let thread = std::thread::Builder::new()
-            .name(format!("blk-{index}"))
-            .spawn(run)?;
-        Ok(Self {
-            stop,
-            thread: Some(thread),
-        })
-    }
-}
-
-impl Drop for QueueWorker {
-    fn drop(&mut self) {
-        // A fresh eventfd has room for one.
-        let _ = self.stop.write(1);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+/// Serves `queue` in a thread of its own. The thread keeps still, and ends, with no transfer under way.
+pub(super) fn start(queue: ActiveQueue, terms: Terms) -> Result<Worker, ActivateError> {
+    let ring = split_queue(&queue, terms.features & EVENT_IDX != 0)?;
+    let ActiveQueue { index, kick, irq, .. } = queue;
+    let run = move |orders| {
+        let engine = Engine::new(terms.engine, Arc::clone(&terms.disk));
+        Service {
+            ring,
+            kick,
+            irq,
+            orders,
+            engine,
+            terms,
+            ended: Vec::new(),
+            unannounced: false,
         }
-    }
+        .run();
+    };
+    Ok(Worker::spawn_plain(&format!("blk-{index}"), run)?)
 }
 
 /// Why a worker ends before it is stopped.
@@ -84,11 +58,11 @@ enum WorkerError {
     Os(#[from] io::Error),
 }
 
-struct Worker {
+struct Service {
     ring: Queue,
     kick: EventFd,
     irq: QueueIrq,
-    stop: EventFd,
+    orders: Orders,
     engine: Engine,
     terms: Terms,
     ended: Vec<Done>,
@@ -96,15 +70,10 @@ struct Worker {
     unannounced: bool,
 }
 
-impl Worker {
+impl Service {
     fn run(mut self) {
         let result = self.serve();
-        if let Err(e) = self.end() {
-            warn!(
-                "disk {}: requests are left unanswered: {e}",
-                self.terms.disk.path()
-            );
-        }
+        self.settle();
         if let Err(e) = result {
             warn!(
                 "disk {}: a queue has stopped: {e}; its driver has to be reset",
@@ -117,13 +86,15 @@ impl Worker {
     fn serve(&mut self) -> Result<(), WorkerError> {
         loop {
             let more = self.pass()?;
-            if more {
-                // A guest that never stops asking is no reason not to stop.
-                if self.stop.read().is_ok() {
+            if !more {
+                self.sleep()?;
+            }
+            // A guest that never stops asking is no reason not to obey.
+            if self.orders.pending() {
+                self.settle();
+                if self.orders.obey() {
                     return Ok(());
                 }
-            } else if self.sleep()? {
-                return Ok(());
             }
         }
     }
@@ -245,10 +216,10 @@ impl Worker {
         Ok(())
     }
 
-    /// Waits for something to happen; true if that is the end.
-    fn sleep(&self) -> io::Result<bool> {
+    /// Waits for something to happen.
+    fn sleep(&self) -> io::Result<()> {
         let mut fds = vec![
-            PollFd::from_borrowed_fd(borrow(&self.stop), PollFlags::IN),
+            PollFd::from_borrowed_fd(borrow(self.orders.wake()), PollFlags::IN),
             PollFd::from_borrowed_fd(borrow(&self.kick), PollFlags::IN),
         ];
         if let Some(completed) = self.engine.completed() {
@@ -260,11 +231,20 @@ impl Worker {
         }
         // Read to rearm it; the ring says what there is to do.
         let _ = self.kick.read();
-        Ok(self.stop.read().is_ok())
+        Ok(())
     }
 
-    /// Answers what is under way.
-    fn end(&mut self) -> Result<(), WorkerError> {
+    /// Answers what is under way, so that nothing uses guest memory any more.
+    fn settle(&mut self) {
+        if let Err(e) = self.answer_under_way() {
+            warn!(
+                "disk {}: requests are left unanswered: {e}",
+                self.terms.disk.path()
+            );
+        }
+    }
+
+    fn answer_under_way(&mut self) -> Result<(), WorkerError> {
         let mut ended = Vec::new();
         self.engine.drain(&mut ended)?;
         self.answer_all(&mut ended)?;

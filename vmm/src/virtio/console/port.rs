@@ -188,7 +188,7 @@ impl<'a> Port<'a> {
         }
         self.drain(scratch, poller)?;
         for ring in [&mut self.rx, &mut self.tx].into_iter().flatten() {
-            ring.announce();
+            ring.announce()?;
         }
         self.wait(poller)
     }
@@ -202,8 +202,8 @@ impl<'a> Port<'a> {
                 .is_some_and(|endpoint| endpoint.client.is_none())
     }
 
-    fn can_deliver(&self) -> Result<bool, BrokenRing> {
-        match &self.rx {
+    fn can_deliver(&mut self) -> Result<bool, BrokenRing> {
+        match &mut self.rx {
             Some(rx) if self.guest.open => rx.has_buffers(),
             _ => Ok(false),
         }

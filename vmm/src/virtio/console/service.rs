@@ -20,7 +20,11 @@ pub(super) struct Queues {
 }
 
 impl Queues {
-    pub(super) fn new(queues: Vec<ActiveQueue>, ram: &GuestRam) -> Result<Self, ActivateError> {
+    pub(super) fn new(
+        queues: Vec<ActiveQueue>,
+        ram: &GuestRam,
+        features: u64,
+    ) -> Result<Self, ActivateError> {
         let mut found = Self {
             ports: Vec::new(),
             control_rx: None,
@@ -28,7 +32,7 @@ impl Queues {
         };
         for queue in queues {
             let index = usize::from(queue.index);
-            let ring = Some(Ring::new(queue, ram.mem.clone())?);
+            let ring = Some(Ring::new(queue, ram.mem.clone(), features)?);
             let port = match index / 2 {
                 0 => 0,
                 1 => {
@@ -168,7 +172,7 @@ impl<'a> Service<'a> {
                 }
             }
         }
-        ring.announce();
+        ring.announce()?;
         if ring.has_buffers()? {
             // Comes back here after a look at the ports.
             let _ = ring.kick().write(1);
@@ -194,7 +198,7 @@ impl<'a> Service<'a> {
                 told = true;
             }
             if told {
-                ring.announce();
+                ring.announce()?;
                 // Having told of the end of one client, the port takes the next one.
                 port.serve(&mut self.scratch, poller)?;
             }

@@ -414,3 +414,39 @@ fn bad_channels_are_refused() {
         ConsoleError::Socket(_)
     ));
 }
+
+#[test]
+fn with_event_idx_a_driver_that_kicks_only_when_asked_loses_nothing() {
+    const EVENT_IDX: u64 = 1 << 29;
+    let mut driver = Driver::new();
+    driver.start(F_MULTIPORT | EVENT_IDX);
+    let mut client = UnixStream::connect(driver.dir.path().join("console")).unwrap();
+    driver.say(0, Event::DeviceReady, true);
+    driver.say(0, Event::PortReady, true);
+    driver.say(0, Event::PortOpen, true);
+    for round in 0..100u8 {
+        let (rx, tx) = (0, 1);
+        driver
+            .guest
+            .ram
+            .mem
+            .write_obj(round, GuestAddress(buffer(tx, 0)))
+            .unwrap();
+        driver.rings[1].give_buffer(buffer(tx, 0), 1, 0);
+        if driver.rings[1].wants_kick() {
+            driver.guest.kick(tx);
+        }
+        let mut got = [0];
+        client.read_exact(&mut got).unwrap();
+        assert_eq!(got, [round]);
+        while driver.rings[1].used().is_none() {
+            std::thread::yield_now();
+        }
+        driver.rings[0].give_buffer(buffer(rx, 0), BUFFER, WRITE);
+        if driver.rings[0].wants_kick() {
+            driver.guest.kick(rx);
+        }
+        client.write_all(&[round]).unwrap();
+        assert_eq!(driver.take(rx), [round]);
+    }
+}

@@ -6,6 +6,8 @@
 //!   └───────────────────────── write 0: reset, from every state ───────────────────────────────┘
 //! ```
 //!
+//! A device whose driver is ready runs while its function is a bus master and the VM is not held; else it keeps still.
+//!
 //! Status bits are only ever added; a queue's registers are frozen once it is enabled, and all of them once
 //! `DRIVER_OK` is set. What a driver writes against the rules is ignored.
 
@@ -85,6 +87,16 @@ const MAP: [Register<Field>; 19] = [
     at(52, 4, Field::QueueAddress(Ring::Used, true)),
 ];
 
+/// What the device does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Activity {
+    /// Nothing: its driver is not ready, or it did not start.
+    Idle,
+    Running,
+    /// It was started, and keeps still.
+    Paused,
+}
+
 /// A device and the registers in front of it.
 #[derive(Debug)]
 pub(super) struct Common {
@@ -98,6 +110,11 @@ pub(super) struct Common {
     driver_feature_select: u32,
     queue_select: u16,
     config_vector: u16,
+    activity: Activity,
+    /// The function may write to memory.
+    bus_master: bool,
+    /// The VM is held.
+    held: bool,
 }
 
 impl Common {
@@ -118,7 +135,22 @@ impl Common {
             driver_feature_select: 0,
             queue_select: 0,
             config_vector: NO_VECTOR,
+            activity: Activity::Idle,
+            bus_master: false,
+            held: false,
         }
+    }
+
+    /// Follows the bus master bit: without it the function neither reads nor writes memory.
+    pub(super) fn set_bus_master(&mut self, on: bool, kicks: &[EventFd]) {
+        self.bus_master = on;
+        self.settle(kicks);
+    }
+
+    /// Keeps the device from memory, whatever its driver says, for as long as it is `held`.
+    pub(super) fn set_held(&mut self, held: bool, kicks: &[EventFd]) {
+        self.held = held;
+        self.settle(kicks);
     }
 
     pub(super) fn read(&mut self, msix: &Msix, offset: u64, data: &mut [u8]) {
@@ -168,6 +200,7 @@ impl Common {
     /// Stops the device and forgets all that the driver said.
     pub(super) fn reset(&mut self, kicks: &[EventFd]) {
         self.device.reset();
+        self.activity = Activity::Idle;
         for queue in &mut self.queues {
             queue.reset();
         }
@@ -205,11 +238,35 @@ impl Common {
         }
         if new & DRIVER_OK != 0 && ready && self.status & FEATURES_OK != 0 && !self.events.needs_reset() {
             self.status |= DRIVER_OK;
-            if let Err(error) = self.activate(kicks) {
-                info!(device = self.device.device_type(), %error, "virtio device does not start");
-                self.device.reset();
-                ConfigIrq::new(Arc::clone(&self.events)).needs_reset();
+            self.settle(kicks);
+        }
+    }
+
+    /// Has the device do what its driver, the bus and the VM let it do.
+    fn settle(&mut self, kicks: &[EventFd]) {
+        let free = self.bus_master && !self.held;
+        let ready = self.status & DRIVER_OK != 0 && !self.events.needs_reset();
+        match (self.activity, free) {
+            (Activity::Idle, true) if ready => self.start(kicks),
+            (Activity::Running, false) => {
+                self.device.pause();
+                self.activity = Activity::Paused;
             }
+            (Activity::Paused, true) => {
+                self.device.resume();
+                self.activity = Activity::Running;
+            }
+            _ => {}
+        }
+    }
+
+    fn start(&mut self, kicks: &[EventFd]) {
+        self.activity = Activity::Running;
+        if let Err(error) = self.activate(kicks) {
+            info!(device = self.device.device_type(), %error, "virtio device does not start");
+            self.device.reset();
+            self.activity = Activity::Idle;
+            ConfigIrq::new(Arc::clone(&self.events)).needs_reset();
         }
     }
 
@@ -269,7 +326,7 @@ impl Common {
         let changed = vector != queue.vector;
         queue.vector = vector;
         queue.cell.set(fd);
-        if changed && queue.enabled && self.status & DRIVER_OK != 0 {
+        if changed && queue.enabled && self.activity != Activity::Idle {
             self.device.queue_irq_changed(index);
         }
     }

@@ -28,6 +28,35 @@ fn running() -> (Guest, Arc<Mutex<Seen>>) {
     (guest, seen)
 }
 
+#[test]
+fn a_function_that_is_no_bus_master_starts_no_device() {
+    let (mut guest, seen) = guest();
+    guest.set_bus_master(false);
+    assert!(guest.negotiate(VERSION_1));
+    guest.set_up_queue(0, 128, 0x1_0000);
+    assert_eq!(guest.driver_ok() & (DRIVER_OK | NEEDS_RESET), DRIVER_OK);
+    assert!(seen.lock().unwrap().active.is_none());
+    // Held at the same time: both have to let it go.
+    guest.function.pause();
+    guest.set_bus_master(true);
+    assert!(seen.lock().unwrap().active.is_none());
+    guest.function.resume();
+    assert!(seen.lock().unwrap().active.is_some());
+    guest.function.pause();
+    guest.set_bus_master(false);
+    guest.function.resume();
+    assert!(seen.lock().unwrap().paused);
+    guest.set_bus_master(true);
+    assert!(!seen.lock().unwrap().paused);
+    guest.function.reset();
+    assert!(guest.negotiate(VERSION_1));
+    guest.driver_ok();
+    assert!(
+        seen.lock().unwrap().active.is_none(),
+        "after power-on it is no bus master"
+    );
+}
+
 /// Offsets of the capabilities with this vendor type.
 fn capability(guest: &Guest, kind: u8) -> u16 {
     let [mut at] = guest.config.get::<1>(0x34);

@@ -1,6 +1,7 @@
 use vm_memory::{Bytes, GuestAddress};
 
 use super::Rng;
+use crate::pci::Function;
 use crate::virtio::testing::{DriverRing, Guest, NEEDS_RESET, NEXT, VERSION_1, WRITE};
 
 const BUFFERS: u64 = 0x10_0000;
@@ -12,7 +13,11 @@ fn start() -> (Guest, DriverRing) {
 }
 
 fn restart(guest: &Guest) -> DriverRing {
-    assert!(guest.negotiate(VERSION_1 | 1 << 28));
+    restart_with(guest, 1 << 28)
+}
+
+fn restart_with(guest: &Guest, features: u64) -> DriverRing {
+    assert!(guest.negotiate(VERSION_1 | features));
     guest
         .ram
         .mem
@@ -109,4 +114,81 @@ fn buffers_given_before_the_device_runs_are_served() {
     ring.give_buffer(BUFFERS, 8, WRITE);
     guest.driver_ok();
     assert_eq!(ring.wait_for_used(&guest.platform, 0).1, 8);
+}
+
+/// Another device serves requests that were made later than all others: time enough for what must not happen.
+fn elsewhere() {
+    let (guest, mut ring) = start();
+    for _ in 0..20 {
+        ring.give_buffer(BUFFERS, 64, WRITE);
+        guest.kick(0);
+        ring.wait_for_used(&guest.platform, 0);
+    }
+}
+
+#[test]
+fn nothing_happens_while_the_vm_is_held_or_the_function_is_no_bus_master() {
+    let switches: [fn(&mut Guest, bool); 2] = [
+        |guest, on| {
+            if on {
+                guest.function.resume();
+            } else {
+                guest.function.pause();
+            }
+        },
+        Guest::set_bus_master,
+    ];
+    for switch in switches {
+        let (mut guest, mut ring) = start();
+        // Once while its driver runs it, and once with a driver that comes in between.
+        for _ in 0..2 {
+            switch(&mut guest, false);
+            ring.give_buffer(BUFFERS, 64, WRITE);
+            guest.kick(0);
+            elsewhere();
+            assert_eq!(ring.used(), None);
+            assert_eq!(bytes(&guest, 64), [0; 64]);
+            assert!(!guest.platform.was_raised(0));
+            switch(&mut guest, true);
+            assert_eq!(ring.wait_for_used(&guest.platform, 0).1, 64);
+            assert_ne!(bytes(&guest, 64), [0; 64]);
+            switch(&mut guest, false);
+            ring = restart(&guest);
+            guest
+                .ram
+                .mem
+                .write_slice(&[0; 64], GuestAddress(BUFFERS))
+                .unwrap();
+        }
+    }
+}
+
+#[test]
+fn with_event_idx_each_side_hears_of_what_it_asked_for() {
+    let guest = Guest::new(Box::new(Rng::new()));
+    let mut ring = restart_with(&guest, 1 << 29);
+    ring.set_used_event(2);
+    for _ in 0..3 {
+        ring.give_buffer(BUFFERS, 8, WRITE);
+        guest.kick(0);
+        while ring.used().is_none() {
+            std::thread::yield_now();
+        }
+    }
+    assert_eq!(guest.platform.wait_for_interrupt(0), 1, "for the third one alone");
+    // With nothing left to do it asks for the next one.
+    ring.set_used_event(3);
+    while {
+        ring.give_buffer(BUFFERS, 8, WRITE);
+        !ring.wants_kick()
+    } {
+        // The device was still at work, and takes it without being told.
+        while ring.used().is_none() {
+            std::thread::yield_now();
+        }
+    }
+    guest.kick(0);
+    while ring.used().is_none() {
+        std::thread::yield_now();
+    }
 }

@@ -54,6 +54,38 @@ fn any_framing_will_do() {
 }
 
 #[test]
+fn a_paused_disk_leaves_memory_and_file_alone() {
+    for engine in ENGINES {
+        let mut rig = Rig::new(engine);
+        let at = rig.buffer(0);
+        let chain = [
+            rig.header(0, IN, 3),
+            (at + DATA, 512, true),
+            (at + STATUS, 1, true),
+        ];
+        rig.write_guest(at + DATA, &[0; 512]);
+        rig.blk.pause();
+        rig.guest.queues[0].post(&chain);
+        // Others have served whatever was asked of them later.
+        for _ in 0..20 {
+            Rig::new(engine).read(0, 512);
+        }
+        assert_eq!(rig.guest.queues[0].used_index(), 0);
+        assert_eq!(rig.read_guest(at + DATA, 512), [0; 512]);
+        rig.blk.resume();
+        rig.guest.queues[0].wait_used(1);
+        assert_eq!(rig.read_guest(at + DATA, 512), rig.on_disk(3, 512));
+        // A disk that is paused can be reset.
+        rig.blk.pause();
+        rig.blk.reset();
+        let features = rig.blk.features();
+        rig.blk.activate(rig.guest.activation(features)).unwrap();
+        rig.done = vec![0];
+        assert_eq!(rig.read(3, 512), rig.on_disk(3, 512));
+    }
+}
+
+#[test]
 fn the_serial_id_is_told() {
     let mut rig = Rig::new(EngineKind::Auto);
     assert_eq!(rig.request(GET_ID, 0, Some((20, true))), (21, OK));

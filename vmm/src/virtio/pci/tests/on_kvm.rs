@@ -70,6 +70,7 @@ fn vectors_are_masked_and_unmasked_as_often_as_one_likes() {
     let function = function(&vm);
     let slot = usize::from(root.add(Arc::clone(&function) as Arc<dyn Function>).unwrap());
     // The first capability is that of MSI-X, and its control word has the enable bit on top.
+    root.write_config(slot, 4, &[6, 0]);
     root.write_config(slot, 0x42, &0x8000u16.to_le_bytes());
     for round in 0u32..3 {
         for vector in 0..10 {
