@@ -7,6 +7,10 @@ use crate::memory::MemoryMap;
 
 /// Chains that a [`Burst`] holds unless told otherwise.
 pub const DEFAULT_BURST: usize = 64;
+/// Bytes of a readable buffer that are fetched ahead: what its reader looks at first.
+const READ_FIRST: usize = 128;
+/// Bytes of a writable buffer that are fetched ahead: a short frame with its header.
+const WRITTEN_FIRST: usize = 76;
 /// Once a burst has walked this many descriptors of long chains, it ends: a peer can't make one pop arbitrarily long.
 const WALK_BUDGET: usize = 4096;
 
@@ -175,7 +179,11 @@ impl Burst {
             readable_len: if writable { 0 } else { len },
             writable_len: if writable { len } else { 0 },
         });
-        view.prefetch();
+        if writable {
+            view.prefetch_write(WRITTEN_FIRST);
+        } else {
+            view.prefetch(READ_FIRST);
+        }
     }
 
     /// Adds a segment to the chain being built.

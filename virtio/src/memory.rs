@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 pub use cursor::Cursor;
 pub use region::{Region, SharedMemory};
-pub(crate) use slice::prefetch;
-pub use slice::{GuestSlice, chain_len, copy_chain, read_chain, write_chain};
+pub use slice::{GuestSlice, PREFETCH_LIMIT, chain_len, copy_chain, read_chain, write_chain};
+pub(crate) use slice::{prefetch, prefetch_write};
 pub use vectored::{read_vectored, write_vectored};
 
 /// The most regions a map may have (what the `vhost` crate offers as memory slots).

@@ -110,11 +110,49 @@ impl GuestSlice<'_> {
         n
     }
 
-    /// Asks the CPU to fetch the first cache line.
+    /// Asks the CPU to fetch the first `n` bytes (at most [`PREFETCH_LIMIT`]) for reading.
     #[inline]
-    pub fn prefetch(&self) {
-        prefetch(self.ptr.as_ptr());
+    pub fn prefetch(&self, n: usize) {
+        for line in self.lines(n) {
+            prefetch(line);
+        }
     }
+
+    /// Asks the CPU to fetch the first `n` bytes (at most [`PREFETCH_LIMIT`]) for writing: another CPU that has them gives
+    /// them up.
+    #[inline]
+    pub fn prefetch_write(&self, n: usize) {
+        for line in self.lines(n) {
+            prefetch_write(line);
+        }
+    }
+
+    /// An address in each of the first `n` bytes' cache lines.
+    #[inline]
+    fn lines(&self, n: usize) -> impl Iterator<Item = *const u8> {
+        let start = self.ptr.as_ptr().cast_const();
+        let before = start.addr() % CACHE_LINE;
+        let n = n.min(self.len).min(PREFETCH_LIMIT);
+        (0..(before + n).div_ceil(CACHE_LINE))
+            .map(move |line| start.wrapping_sub(before).wrapping_add(line * CACHE_LINE))
+    }
+}
+
+/// The most bytes that one call prefetches.
+pub const PREFETCH_LIMIT: usize = 256;
+const CACHE_LINE: usize = 64;
+
+/// Asks the CPU to fetch the cache line at `at` for writing. A hint: any address is allowed.
+#[inline]
+pub(crate) fn prefetch_write<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: `prefetchw` never faults, whatever the address, and changes nothing that a program sees; a 64-bit CPU that does
+    // not know it does nothing. (The intrinsic becomes an ordinary prefetch unless the target CPU is known to have it.)
+    unsafe {
+        std::arch::asm!("prefetchw [{at}]", at = in(reg) at, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 /// Asks the CPU to fetch the cache line at `at`. A hint: any address is allowed.

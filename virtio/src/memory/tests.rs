@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use super::{
-    Cursor, GuestSlice, MAX_REGIONS, MemoryError, MemoryMap, Region, SharedMemory, chain_len, copy_chain,
-    read_chain, write_chain,
+    Cursor, GuestSlice, MAX_REGIONS, MemoryError, MemoryMap, PREFETCH_LIMIT, Region, SharedMemory, chain_len,
+    copy_chain, read_chain, write_chain,
 };
 
 const PAGE: u64 = 4096;
@@ -226,4 +226,18 @@ fn copies_between_overlapping_views_move_bytes() {
     let mut got = [0; 8];
     all.read_to(0, &mut got);
     assert_eq!(&got, b"ababcdef");
+}
+
+#[test]
+fn prefetching_any_part_of_a_view_changes_nothing() {
+    let shared = SharedMemory::new("prefetch", 0, 4096).expect("shared memory");
+    let whole = shared.region().slice();
+    whole.write_from(0, &[7; 4096]);
+    for (skip, n) in [(0, 1), (63, 2), (100, PREFETCH_LIMIT + 1), (4095, 64), (4096, 64)] {
+        whole.skip(skip).prefetch(n);
+        whole.skip(skip).prefetch_write(n);
+    }
+    let mut bytes = [0; 4096];
+    whole.read_to(0, &mut bytes);
+    assert_eq!(bytes, [7; 4096]);
 }

@@ -20,6 +20,9 @@ mod tests;
 /// Heads read (and their descriptors prefetched) ahead of their use.
 const LOOK_AHEAD: usize = 32;
 
+/// Used elements in a cache line.
+const USED_PER_LINE: usize = 8;
+
 /// The device end of a running queue. Its parameters are frozen: a driver that changes them while it runs is not listened to.
 #[derive(Debug)]
 pub struct DeviceQueue {
@@ -99,6 +102,11 @@ impl DeviceQueue {
             self.avail_seen = avail;
         }
         let mut left = usize::from(ready).min(max);
+        for element in (0..left).step_by(USED_PER_LINE) {
+            // A burst holds far fewer chains than that.
+            let ahead = u16::try_from(element).unwrap_or(0);
+            self.ring.prefetch_used(self.used_idx.wrapping_add(ahead));
+        }
         while left > 0 {
             let want = left.min(LOOK_AHEAD);
             match self.pop_some(burst, want) {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::{QueueConfig, QueueError};
 use crate::desc::{DESC_LEN, Descriptor, MAX_QUEUE_SIZE};
-use crate::memory::{MemoryMap, prefetch};
+use crate::memory::{MemoryMap, prefetch, prefetch_write};
 use crate::queue::locate;
 
 /// Where the parts of a queue go when one piece of memory holds them all.
@@ -101,6 +101,16 @@ impl Ring {
             self.desc
                 .as_ptr()
                 .wrapping_add(usize::from(index & self.mask) * 2),
+        );
+    }
+
+    /// Fetches the used elements from `slot` on that share a cache line with it, to be written soon.
+    #[inline]
+    pub(super) fn prefetch_used(&self, slot: u16) {
+        prefetch_write(
+            self.used
+                .as_ptr()
+                .wrapping_add(1 + 2 * usize::from(slot & self.mask)),
         );
     }
 
