@@ -1,279 +1,353 @@
-//! Running streams and seeing what arrives.
+//! Running streams: one thread drives all ports, sending and receiving in turn.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
+use super::frame::{self, Placed};
+use super::outcome::{Outcome, as_f64};
+use super::port::{Port, PortError};
+use super::seen::{Seen, nanoseconds};
+use super::stream::{Destination, Stream};
 
-use super::endpoint::{Endpoint, EndpointError};
-use super::frame::{self, Mark, Template};
-use super::sequence::Sequence;
-use super::stream::Stream;
-
-/// Frames handed over at once.
+/// Frames handed over at once by one queue pair.
 const BURST: usize = 32;
-/// How long nothing may arrive, after the last frame was sent, before what is missing counts as lost.
+/// How long nothing may arrive, after the back-end took the last frame, before what is missing counts as lost.
 const QUIET: Duration = Duration::from_millis(50);
+/// How long a back-end may take for the frames that it was given; in a network with a loop they never end.
+const TAIL: Duration = Duration::from_secs(2);
+/// How often ports are looked after.
+const RETRY: Duration = Duration::from_millis(1);
 
-/// What became of one stream.
-#[derive(Debug, Clone)]
-pub struct StreamOutcome {
-    /// Frames sent.
-    pub sent: u64,
-    /// Frames received where they belong, duplicates not counted; of a broadcast, at all ports together.
-    pub received: u64,
-    /// Frames that should have arrived and did not.
-    pub lost: u64,
-    /// Frames that came again.
-    pub duplicates: u64,
-    /// Frames that came after a later one.
-    pub reordered: u64,
-    /// Nanoseconds from sending to receiving.
-    pub latency: Histogram<u64>,
+/// A change of all rates in the middle of a run.
+#[derive(Debug, Clone, Copy)]
+pub struct Change {
+    /// When.
+    pub at: Duration,
+    /// What every rate is multiplied with.
+    pub factor: f64,
 }
 
-/// What became of a run.
+/// What is run.
 #[derive(Debug, Clone)]
-pub struct Outcome {
-    /// By stream.
-    pub streams: Vec<StreamOutcome>,
-    /// Frames of ours that arrived at a port that they were not for.
-    pub misdelivered: u64,
-    /// From the first frame sent to the last sent.
-    pub elapsed: Duration,
+pub struct Plan {
+    /// What is sent.
+    pub streams: Vec<Stream>,
+    /// For how long, unless every stream reaches its limit before.
+    pub duration: Duration,
+    /// Ports that take no more than so many frames a second, like a slow guest.
+    pub drains: Vec<(u16, f64)>,
+    /// A change on the way.
+    pub change: Option<Change>,
+    /// Whether ports whose back-end goes away are connected again, and whether the run is watched.
+    pub revive: bool,
 }
 
-impl Outcome {
-    /// Frames sent by all streams.
-    pub fn sent(&self) -> u64 {
-        self.streams.iter().map(|stream| stream.sent).sum()
-    }
-
-    /// Frames received by all streams.
-    pub fn received(&self) -> u64 {
-        self.streams.iter().map(|stream| stream.received).sum()
-    }
-
-    /// Frames lost by all streams.
-    pub fn lost(&self) -> u64 {
-        self.streams.iter().map(|stream| stream.lost).sum()
-    }
-
-    /// Frames received a second.
-    pub fn rate(&self) -> f64 {
-        as_f64(self.received()) / self.elapsed.as_secs_f64().max(1e-9)
-    }
-
-    /// The share of frames lost, from 0 to 1.
-    pub fn loss(&self) -> f64 {
-        let expected = self.received() + self.lost();
-        as_f64(self.lost()) / as_f64(expected.max(1))
-    }
-
-    /// The latency of all streams together.
-    pub fn latency(&self) -> Histogram<u64> {
-        let mut all = histogram();
-        for stream in &self.streams {
-            // All have the same bounds, so adding cannot fail.
-            let _ = all.add(&stream.latency);
+impl Plan {
+    /// `streams` for `duration`, with all ports taking whatever comes.
+    pub fn new(streams: Vec<Stream>, duration: Duration) -> Self {
+        Self {
+            streams,
+            duration,
+            drains: Vec::new(),
+            change: None,
+            revive: false,
         }
-        all
+    }
+
+    /// Runs it.
+    pub fn run(&self, ports: &mut [Port]) -> Result<Outcome, PortError> {
+        self.run_with(ports, &mut |_, _| false)
+    }
+
+    /// Runs it and calls `watch` now and then with the time and whether all ports are connected; it ends the run by saying true.
+    pub fn run_with(
+        &self,
+        ports: &mut [Port],
+        watch: &mut dyn FnMut(Duration, bool) -> bool,
+    ) -> Result<Outcome, PortError> {
+        let mut senders = self.senders(ports)?;
+        let mut drained = vec![0_u64; self.drains.len()];
+        let start = Instant::now();
+        let mut seen = Seen::new(ports.len(), &self.streams, start);
+        let mut elapsed = Duration::ZERO;
+        let mut looked = start;
+        while elapsed < self.duration {
+            let mut done = true;
+            for sender in &mut senders {
+                done &= sender.send(&mut ports[sender.port], self, start)?;
+            }
+            self.collect(&mut seen, ports, &mut drained, elapsed)?;
+            elapsed = start.elapsed();
+            if done {
+                break;
+            }
+            if self.revive && start + elapsed > looked + RETRY {
+                looked = start + elapsed;
+                let up = self.revive_ports(ports, &mut senders)?;
+                if watch(elapsed, up) {
+                    break;
+                }
+            }
+        }
+        let last_sent = Instant::now();
+        let mut last = last_sent;
+        let mut taken = false;
+        while (last.elapsed() < QUIET || !taken) && last_sent.elapsed() < TAIL {
+            let mut any = 0;
+            taken = true;
+            for sender in &mut senders {
+                taken &= sender.reclaim(&mut ports[sender.port])?;
+            }
+            for (number, port) in (0..).zip(&mut *ports) {
+                any += seen.collect(number, port, usize::MAX)?;
+            }
+            if any > 0 {
+                last = Instant::now();
+            } else {
+                std::thread::yield_now();
+            }
+        }
+        let mut sent = vec![0; self.streams.len()];
+        for sender in senders {
+            for lane in sender.lanes {
+                sent[lane.stream] = lane.sent;
+                ports[sender.port].return_slots(sender.pair, lane.slots);
+            }
+        }
+        Ok(seen.outcome(&self.streams, &sent, elapsed, ports.len()))
+    }
+
+    fn collect(
+        &self,
+        seen: &mut Seen,
+        ports: &mut [Port],
+        drained: &mut [u64],
+        elapsed: Duration,
+    ) -> Result<(), PortError> {
+        for (number, port) in (0_u16..).zip(ports) {
+            let drain = self.drains.iter().position(|(slow, _)| *slow == number);
+            let limit = drain.map_or(BURST * 2, |at| {
+                behind(
+                    self.drains[at].1 * elapsed.as_secs_f64(),
+                    drained[at],
+                    BURST as u64,
+                )
+            });
+            let taken = if limit == 0 {
+                0
+            } else {
+                seen.collect(number, port, limit)?
+            };
+            if let Some(at) = drain {
+                drained[at] += taken as u64;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries to connect the ports that are down; true when none is left.
+    fn revive_ports(&self, ports: &mut [Port], senders: &mut [Sender]) -> Result<bool, PortError> {
+        let mut up = true;
+        for (number, port) in ports.iter_mut().enumerate() {
+            if !port.is_down() {
+                continue;
+            }
+            if !port.revive()? {
+                up = false;
+                continue;
+            }
+            for sender in senders.iter_mut().filter(|sender| sender.port == number) {
+                sender.place(port, &self.streams)?;
+            }
+        }
+        Ok(up)
+    }
+
+    fn senders(&self, ports: &mut [Port]) -> Result<Vec<Sender>, PortError> {
+        let mut senders: Vec<Sender> = Vec::new();
+        let mut next_pair = vec![0; ports.len()];
+        for (index, stream) in self.streams.iter().enumerate() {
+            let port = usize::from(stream.from);
+            let pair = next_pair[port] % ports[port].pairs();
+            next_pair[port] += 1;
+            let lane = Lane {
+                stream: index,
+                slots: VecDeque::new(),
+                sent: 0,
+            };
+            match senders
+                .iter_mut()
+                .find(|sender| sender.port == port && sender.pair == pair)
+            {
+                Some(sender) => sender.lanes.push(lane),
+                None => senders.push(Sender {
+                    port,
+                    pair,
+                    lanes: vec![lane],
+                    owners: Vec::new(),
+                    placed: Vec::new(),
+                }),
+            }
+        }
+        for sender in &mut senders {
+            sender.place(&mut ports[sender.port], &self.streams)?;
+        }
+        Ok(senders)
+    }
+
+    /// How many frames of a stream at `rate` should have been sent by now.
+    fn target(&self, rate: f64, elapsed: Duration) -> f64 {
+        match self.change {
+            Some(change) if elapsed > change.at => {
+                rate * (change.at.as_secs_f64()
+                    + change.factor * elapsed.saturating_sub(change.at).as_secs_f64())
+            }
+            _ => rate * elapsed.as_secs_f64(),
+        }
     }
 }
 
-/// A count as a number to calculate with.
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "counts below 2⁵³ are exact, and none of a run comes near"
-)]
-pub(super) fn as_f64(count: u64) -> f64 {
-    count as f64
-}
-
-fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("bounds in order and three digits")
-}
-
-/// A stream that is being sent.
-struct Sending {
-    templates: Vec<Template>,
-    next_template: usize,
-    sent: u64,
-    pair: usize,
+/// `streams` for `duration`.
+pub fn run(ports: &mut [Port], streams: Vec<Stream>, duration: Duration) -> Result<Outcome, PortError> {
+    Plan::new(streams, duration).run(ports)
 }
 
 /// Lets every port send a few frames, so that a learning switch knows where each is.
-pub fn teach(ports: &mut [Endpoint]) -> Result<(), EndpointError> {
-    let streams: Vec<Stream> = (0..ports.len())
-        .map(|port| {
-            let from = u16::try_from(port).unwrap_or(0);
-            let mut stream = Stream::between(from, from, frame::SHORTEST);
-            stream.to = super::stream::Destination::Broadcast;
-            stream.limit = Some(4);
-            stream
-        })
-        .collect();
-    run(ports, &streams, Duration::from_secs(1)).map(drop)
+pub fn teach(ports: &mut [Port]) -> Result<(), PortError> {
+    let streams = (0..ports.len()).map(|port| {
+        let from = u16::try_from(port).unwrap_or(0);
+        let mut stream = Stream::between(from, from, frame::SHORTEST);
+        stream.to = Destination::Broadcast;
+        stream.limit = Some(4);
+        stream
+    });
+    run(ports, streams.collect(), Duration::from_secs(1)).map(drop)
 }
 
-/// Runs `streams` for `duration`, or until each has reached its limit, and waits for what is under way.
-pub fn run(ports: &mut [Endpoint], streams: &[Stream], duration: Duration) -> Result<Outcome, EndpointError> {
-    let mut sending: Vec<Sending> = streams
-        .iter()
-        .enumerate()
-        .map(|(index, stream)| Sending {
-            templates: stream.templates(),
-            next_template: 0,
-            sent: 0,
-            pair: index % ports[usize::from(stream.from)].pairs(),
-        })
-        .collect();
-    let mut seen = Seen::new(ports.len(), streams);
-    let start = Instant::now();
-    let mut elapsed = Duration::ZERO;
-    while elapsed < duration {
-        let mut done = true;
-        for (index, stream) in streams.iter().enumerate() {
-            let state = &mut sending[index];
-            let due = due(stream, state.sent, elapsed);
-            done &= stream.limit.is_some_and(|limit| state.sent >= limit);
-            if due > 0 {
-                send(&mut ports[usize::from(stream.from)], index, state, due, start)?;
-            }
-        }
-        seen.collect(ports, streams, start)?;
-        elapsed = start.elapsed();
-        if done {
-            break;
-        }
-    }
-    let mut last = Instant::now();
-    while last.elapsed() < QUIET {
-        if seen.collect(ports, streams, start)? {
-            last = Instant::now();
-        } else {
-            std::thread::yield_now();
-        }
-    }
-    Ok(seen.outcome(streams, &sending, elapsed, ports.len()))
+/// How far `done` is behind `target`, but never more than `most`.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the value is between 0 and a burst"
+)]
+fn behind(target: f64, done: u64, most: u64) -> usize {
+    (target - as_f64(done)).clamp(0.0, as_f64(most)) as usize
 }
 
-/// How many frames of a stream may be sent now.
-fn due(stream: &Stream, sent: u64, elapsed: Duration) -> usize {
-    let left = stream.limit.map_or(u64::MAX, |limit| limit.saturating_sub(sent));
-    let behind = match stream.rate {
-        None => BURST as u64,
-        Some(rate) => {
-            let should = rate * elapsed.as_secs_f64();
-            // Never more than a burst behind: a generator that was held up does not make up for it.
-            (0..=BURST as u64)
-                .rev()
-                .find(|count| as_f64(sent + count) <= should)
-                .unwrap_or(0)
-        }
-    };
-    usize::try_from(behind.min(left)).unwrap_or(BURST)
+/// What one queue pair of a port sends.
+struct Sender {
+    port: usize,
+    pair: usize,
+    lanes: Vec<Lane>,
+    /// The lane that each slot belongs to.
+    owners: Vec<usize>,
+    /// The frame that lies in each slot.
+    placed: Vec<Placed>,
 }
 
-fn send(
-    port: &mut Endpoint,
-    index: usize,
-    state: &mut Sending,
-    count: usize,
-    start: Instant,
-) -> Result<(), EndpointError> {
-    let sent_ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    let stream = u16::try_from(index).unwrap_or(u16::MAX);
-    let Sending {
-        templates,
-        next_template,
-        sent,
-        pair,
-    } = state;
-    port.transmit(*pair, count, |slot| {
-        let template = &templates[*next_template];
-        *next_template = (*next_template + 1) % templates.len();
-        // Sequence numbers wrap at 2³², so the mask leaves what fits.
-        let sequence = u32::try_from(*sent & u64::from(u32::MAX)).unwrap_or(0);
-        *sent += 1;
-        template.write(
-            slot,
-            Mark {
-                stream,
-                sequence,
-                sent_ns,
-            },
-        )
-    })?;
-    Ok(())
+/// One stream's part of a queue pair.
+struct Lane {
+    stream: usize,
+    /// Slots that the device does not have, the one that came back first to be sent first.
+    slots: VecDeque<u16>,
+    sent: u64,
 }
 
-/// What has arrived, by receiving port and stream.
-struct Seen {
-    sequences: Vec<Vec<Sequence>>,
-    latency: Vec<Histogram<u64>>,
-    misdelivered: u64,
-}
-
-impl Seen {
-    fn new(ports: usize, streams: &[Stream]) -> Self {
-        Self {
-            sequences: vec![vec![Sequence::default(); streams.len()]; ports],
-            latency: streams.iter().map(|_| histogram()).collect(),
-            misdelivered: 0,
-        }
-    }
-
-    /// Takes what has arrived; true when anything had.
-    fn collect(
-        &mut self,
-        ports: &mut [Endpoint],
-        streams: &[Stream],
-        start: Instant,
-    ) -> Result<bool, EndpointError> {
-        let mut any = false;
-        for (number, port) in ports.iter_mut().enumerate() {
-            for pair in 0..port.pairs() {
-                let now = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-                let taken = port.receive(pair, BURST * 2, |slot| {
-                    let Some(mark) = frame::mark_of(slot) else { return };
-                    let index = usize::from(mark.stream);
-                    let here = u16::try_from(number).unwrap_or(u16::MAX);
-                    if !streams.get(index).is_some_and(|stream| stream.expects(here)) {
-                        self.misdelivered += 1;
-                        return;
-                    }
-                    self.sequences[number][index].see(mark.sequence);
-                    self.latency[index].saturating_record(now.saturating_sub(mark.sent_ns).max(1));
-                })?;
-                any |= taken > 0;
-            }
-        }
-        Ok(any)
-    }
-
-    fn outcome(self, streams: &[Stream], sending: &[Sending], elapsed: Duration, ports: usize) -> Outcome {
-        let by_stream = streams.iter().zip(sending).zip(self.latency).enumerate();
-        let streams = by_stream.map(|(index, ((stream, state), latency))| {
-            let receivers =
-                (0..ports).filter(|port| stream.expects(u16::try_from(*port).unwrap_or(u16::MAX)));
-            let at = |count: fn(&Sequence) -> u64| -> u64 {
-                self.sequences.iter().map(|streams| count(&streams[index])).sum()
+impl Sender {
+    /// Shares out the free slots among the streams and puts their frames into them.
+    fn place(&mut self, port: &mut Port, streams: &[Stream]) -> Result<(), PortError> {
+        let slots = port.take_slots(self.pair)?;
+        let size = slots.last().map_or(0, |last| usize::from(*last) + 1);
+        self.owners = vec![0; size];
+        self.placed = vec![Placed::default(); size];
+        let lanes = self.lanes.len();
+        for (place, slot) in slots.iter().enumerate() {
+            let owner = place % lanes;
+            let stream = self.lanes[owner].stream;
+            let Some(memory) = port.slot(self.pair, *slot) else {
+                continue;
             };
-            let received = at(|sequence| sequence.received);
-            let expected = state.sent * receivers.count() as u64;
-            StreamOutcome {
-                sent: state.sent,
-                received,
-                lost: expected.saturating_sub(received),
-                duplicates: at(|sequence| sequence.duplicates),
-                reordered: at(|sequence| sequence.reordered),
-                latency,
-            }
-        });
-        Outcome {
-            streams: streams.collect(),
-            misdelivered: self.misdelivered,
-            elapsed,
+            let template = streams[stream].template(place / lanes);
+            self.owners[usize::from(*slot)] = owner;
+            self.placed[usize::from(*slot)] =
+                template.place(memory, u16::try_from(stream).unwrap_or(u16::MAX));
         }
+        for (owner, lane) in self.lanes.iter_mut().enumerate() {
+            lane.slots = slots.iter().skip(owner).step_by(lanes).copied().collect();
+        }
+        Ok(())
+    }
+
+    /// Takes back the slots that the device is done with; true when it has none left.
+    fn reclaim(&mut self, port: &mut Port) -> Result<bool, PortError> {
+        let Self { lanes, owners, .. } = self;
+        port.reclaim(self.pair, |slot| {
+            if let Some(owner) = owners.get(usize::from(slot)) {
+                lanes[*owner].slots.push_back(slot);
+            }
+        })?;
+        Ok(port.is_idle(self.pair))
+    }
+
+    /// Sends what is due; true when every stream has reached its limit.
+    fn send(&mut self, port: &mut Port, plan: &Plan, start: Instant) -> Result<bool, PortError> {
+        self.reclaim(port)?;
+        let Self {
+            pair, lanes, placed, ..
+        } = self;
+        let elapsed = start.elapsed();
+        let sent_ns = nanoseconds(elapsed);
+        let share = (BURST / lanes.len()).max(1) as u64;
+        let mut done = true;
+        let mut any = false;
+        for lane in lanes {
+            let stream = &plan.streams[lane.stream];
+            let left = stream
+                .limit
+                .map_or(u64::MAX, |limit| limit.saturating_sub(lane.sent));
+            done &= left == 0;
+            let due = match stream.rate {
+                None => BURST,
+                Some(rate) => behind(plan.target(rate, elapsed), lane.sent, BURST as u64),
+            };
+            for _ in 0..(due as u64).min(share).min(left) {
+                let Some(slot) = lane.slots.pop_front() else { break };
+                let Some(memory) = port.slot(*pair, slot) else {
+                    break;
+                };
+                let frame = placed[usize::from(slot)];
+                // Sequence numbers wrap at 2³², so the mask leaves what fits.
+                let sequence = u32::try_from(lane.sent & u64::from(u32::MAX)).unwrap_or(0);
+                frame.stamp(memory, sequence, sent_ns);
+                if let Some(addresses) = stream.addresses {
+                    let turn = sequence % addresses.count.max(1);
+                    let [source, destination] = [
+                        (addresses.sources, frame::mac(stream.from)),
+                        (addresses.destinations, receiver(stream)),
+                    ]
+                    .map(|(first, own)| {
+                        first.map_or(own, |first| frame::extra_mac(first.wrapping_add(turn)))
+                    });
+                    frame.readdress(memory, source, destination);
+                }
+                if !port.push(*pair, slot, frame.len) {
+                    lane.slots.push_front(slot);
+                    break;
+                }
+                lane.sent += 1;
+                any = true;
+            }
+        }
+        if any {
+            port.publish(*pair)?;
+        }
+        Ok(done)
+    }
+}
+
+fn receiver(stream: &Stream) -> [u8; 6] {
+    match stream.to {
+        Destination::Port(port) => frame::mac(port),
+        Destination::Broadcast => [0xff; 6],
     }
 }

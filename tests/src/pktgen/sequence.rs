@@ -31,8 +31,19 @@ impl Default for Sequence {
 }
 
 impl Sequence {
-    /// Takes note of a frame.
-    pub fn see(&mut self, number: u32) {
+    /// Takes note of a frame; true when frames before it are missing so far.
+    #[inline]
+    pub fn see(&mut self, number: u32) -> bool {
+        if number == self.next {
+            self.next = number.wrapping_add(1);
+            self.set(number);
+            self.received += 1;
+            return false;
+        }
+        self.see_out_of_order(number)
+    }
+
+    fn see_out_of_order(&mut self, number: u32) -> bool {
         let ahead = number.wrapping_sub(self.next);
         if ahead < u32::MAX / 2 {
             // The bits of the numbers that were skipped still say what was a window ago.
@@ -42,7 +53,7 @@ impl Sequence {
             self.next = number.wrapping_add(1);
             self.set(number);
             self.received += 1;
-            return;
+            return true;
         }
         if self.is_set(number) {
             self.duplicates += 1;
@@ -51,13 +62,16 @@ impl Sequence {
             self.reordered += 1;
             self.received += 1;
         }
+        false
     }
 
+    #[inline]
     fn place(number: u32) -> (usize, u64) {
         let bit = number % WINDOW;
         ((bit / 64) as usize, 1 << (bit % 64))
     }
 
+    #[inline]
     fn set(&mut self, number: u32) {
         let (word, bit) = Self::place(number);
         self.seen[word] |= bit;

@@ -9,6 +9,8 @@ pub enum Sizes {
     Fixed(usize),
     /// Seven of 60, four of 590, one of 1514: the simple Internet mix.
     Imix,
+    /// TCP super-frames of 64 KiB, for whoever segments them.
+    Super,
 }
 
 impl Sizes {
@@ -18,7 +20,13 @@ impl Sizes {
             Self::Fixed(size) => vec![*size],
             // Spread, so that no burst holds only one size.
             Self::Imix => vec![60, 590, 60, 60, 590, 60, 1514, 60, 590, 60, 60, 590],
+            Self::Super => vec![frame::SUPER],
         }
+    }
+
+    /// The longest of them.
+    pub fn longest(&self) -> usize {
+        self.cycle().into_iter().max().unwrap_or(frame::SHORTEST)
     }
 }
 
@@ -29,13 +37,17 @@ pub enum Destination {
     Port(u16),
     /// Every port but the sender.
     Broadcast,
-    /// An address that is not a port's, expected at that port.
-    Address {
-        /// The address.
-        mac: [u8; 6],
-        /// Where it was learned.
-        port: u16,
-    },
+}
+
+/// Addresses that take turns from frame to frame, in place of the ports' own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    /// The first of the senders' addresses; none where the sender keeps its own.
+    pub sources: Option<u32>,
+    /// The first of the receivers' addresses; none where the receiver keeps its own.
+    pub destinations: Option<u32>,
+    /// How many take turns.
+    pub count: u32,
 }
 
 /// One stream.
@@ -49,6 +61,8 @@ pub struct Stream {
     pub sizes: Sizes,
     /// How many flows (UDP source ports) it is spread over.
     pub flows: u16,
+    /// Addresses that take turns.
+    pub addresses: Option<Addresses>,
     /// Frames a second; none for as many as go.
     pub rate: Option<f64>,
     /// Stop after so many frames.
@@ -63,6 +77,7 @@ impl Stream {
             to: Destination::Port(to),
             sizes: Sizes::Fixed(size),
             flows: 1,
+            addresses: None,
             rate: None,
             limit: None,
         }
@@ -78,25 +93,26 @@ impl Stream {
     /// Whether a frame of this stream belongs at `port`.
     pub fn expects(&self, port: u16) -> bool {
         match self.to {
-            Destination::Port(to) | Destination::Address { port: to, .. } => to == port,
+            Destination::Port(to) => to == port,
             Destination::Broadcast => self.from != port,
         }
     }
 
-    /// One frame of each combination of flow and size, in sending order.
-    pub fn templates(&self) -> Vec<Template> {
+    /// The frame for the transmit slot of number `index`: flows and sizes take turns from slot to slot.
+    pub fn template(&self, index: usize) -> Template {
         let destination = match self.to {
             Destination::Port(port) => frame::mac(port),
             Destination::Broadcast => [0xff; 6],
-            Destination::Address { mac, .. } => mac,
         };
+        let source = frame::mac(self.from);
+        let flows = usize::from(self.flows.max(1));
         let sizes = self.sizes.cycle();
-        let count = usize::from(self.flows.max(1)).max(sizes.len());
-        let flows = (0..self.flows.max(1)).cycle();
-        let sizes = sizes.into_iter().cycle();
-        let pairs = flows.zip(sizes).take(count);
-        pairs
-            .map(|(flow, size)| Template::new(frame::mac(self.from), destination, flow, size))
-            .collect()
+        let size = sizes[index % sizes.len()];
+        let flow = u16::try_from(index % flows).unwrap_or(0);
+        if self.sizes == Sizes::Super {
+            Template::super_frame(source, destination, flow, size)
+        } else {
+            Template::new(source, destination, flow, size)
+        }
     }
 }

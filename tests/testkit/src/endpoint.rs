@@ -1,6 +1,7 @@
 //! One port's driver: a vhost-user front-end with its memory and queue pairs.
 
 use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,12 +11,18 @@ use vhost::{VhostBackend as _, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio::features;
 use virtio::memory::{GuestSlice, MemoryMap, SharedMemory};
 use virtio::net::HEADER_LEN;
-use virtio::split::driver::{Buffer, DriverQueue};
+use virtio::split::driver::Buffer;
 use virtio::split::{QueueConfig, RingError, RingLayout};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::driver::Driver;
+
 /// Where an endpoint's memory starts, for itself and for the back-end.
 pub const BASE: u64 = 0x1_0000_0000;
+/// Unmapped addresses between two regions.
+const GAP: u64 = 2 << 20;
+/// Where a packed queue starts: at its first descriptor, with the wrap counter set.
+const PACKED_START: u16 = virtio::packed::WRAP;
 
 /// What an endpoint is made of.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +35,10 @@ pub struct Options {
     pub slot_len: u32,
     /// Bytes of each receive buffer.
     pub buffer_len: u32,
+    /// Bytes left free at the start of each slot and each receive buffer.
+    pub headroom: u32,
+    /// Memory regions that slots and buffers are spread over; the rings are in the first.
+    pub regions: u16,
     /// Whether receive buffers are posted at the start.
     pub post: bool,
     /// Feature bits to take of those that are offered.
@@ -41,6 +52,8 @@ impl Default for Options {
             queue_size: 256,
             slot_len: 2048,
             buffer_len: 2048,
+            headroom: 0,
+            regions: 1,
             post: true,
             features: features::VERSION_1 | features::NET_F_MRG_RXBUF | features::RING_F_EVENT_IDX,
         }
@@ -98,8 +111,10 @@ impl EndpointError {
 pub struct Endpoint {
     /// The vhost-user connection.
     pub frontend: Frontend,
-    /// The memory shared with the back-end.
-    pub memory: SharedMemory,
+    /// The same socket, to see whether it is still connected.
+    connection: UnixStream,
+    /// The memory shared with the back-end, region by region.
+    pub memory: Vec<SharedMemory>,
     /// The same memory by guest address.
     pub map: Arc<MemoryMap>,
     /// Even numbers receive, odd ones transmit.
@@ -120,7 +135,7 @@ impl std::fmt::Debug for Endpoint {
 #[derive(Debug)]
 pub struct Queue {
     /// The driver end.
-    pub driver: DriverQueue,
+    pub driver: Driver,
     /// Tells the device of new chains.
     pub kick: EventFd,
     /// Tells of used chains.
@@ -129,6 +144,10 @@ pub struct Queue {
     pub config: QueueConfig,
     buffers: u64,
     buffer_len: u32,
+    headroom: u32,
+    regions: u16,
+    /// From the start of one region to the start of the next.
+    region_step: u64,
     /// Buffers that the device does not have.
     pub free: Vec<u16>,
 }
@@ -136,29 +155,57 @@ pub struct Queue {
 impl Endpoint {
     /// Connects to the back-end at `socket`, starts every queue pair, and posts all receive buffers unless that is not wanted.
     pub fn connect(socket: &Path, options: Options) -> Result<Self, EndpointError> {
-        let mut endpoint = Self::prepare(socket, options)?;
-        for index in 0..endpoint.queues.len() {
-            endpoint
-                .start(index)
+        Self::prepare(socket, options)?.started(socket)
+    }
+
+    /// The same on a connection that is there already, to or from `socket`.
+    pub fn over(stream: UnixStream, socket: &Path, options: Options) -> Result<Self, EndpointError> {
+        Self::prepare_over(stream, socket, options)?.started(socket)
+    }
+
+    fn started(mut self, socket: &Path) -> Result<Self, EndpointError> {
+        for index in 0..self.queues.len() {
+            self.start(index)
                 .map_err(|source| EndpointError::handshake(socket, "starting a ring", source))?;
         }
-        if options.post {
-            for pair in 0..usize::from(options.pairs) {
-                endpoint.queues[pair * 2].post()?;
+        if self.options.post {
+            for pair in 0..self.pairs() {
+                self.queues[pair * 2].post()?;
             }
         }
-        Ok(endpoint)
+        Ok(self)
     }
 
     /// Connects, negotiates and shares memory; starts nothing.
     pub fn prepare(socket: &Path, options: Options) -> Result<Self, EndpointError> {
-        let size = options.queue_size;
-        let ring_len = RingLayout::new(size).len.next_multiple_of(4096);
-        let area = |len: u32| ring_len + u64::from(len) * u64::from(size);
+        let stream = UnixStream::connect(socket).map_err(|error| {
+            let error = vhost::vhost_user::Error::SocketConnect(error);
+            EndpointError::handshake(socket, "connect", error.into())
+        })?;
+        Self::prepare_over(stream, socket, options)
+    }
+
+    fn prepare_over(stream: UnixStream, socket: &Path, options: Options) -> Result<Self, EndpointError> {
+        let size = u64::from(options.queue_size);
+        let ring_len = RingLayout::new(options.queue_size).len.next_multiple_of(4096);
+        let regions = options.regions.max(1);
+        let area = |len: u32| {
+            let buffers = u64::from(len) * size.div_ceil(u64::from(regions));
+            (ring_len + buffers).next_multiple_of(4096)
+        };
         let pair_len = area(options.buffer_len) + area(options.slot_len);
-        let total = (pair_len * u64::from(options.pairs)).next_multiple_of(2 << 20);
-        let memory = SharedMemory::new("endpoint", BASE, total)?;
-        let map = Arc::new(MemoryMap::new(vec![Arc::clone(memory.region())])?);
+        let region_len = (pair_len * u64::from(options.pairs)).next_multiple_of(2 << 20);
+        let memory = (0..regions)
+            .map(|index| {
+                SharedMemory::new(
+                    "endpoint",
+                    BASE + u64::from(index) * (region_len + GAP),
+                    region_len,
+                )
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let mapped = memory.iter().map(|memory| Arc::clone(memory.region())).collect();
+        let map = Arc::new(MemoryMap::new(mapped)?);
         let mut at = BASE;
         let mut queues = Vec::new();
         for index in 0..options.pairs * 2 {
@@ -167,13 +214,12 @@ impl Endpoint {
             } else {
                 options.slot_len
             };
-            queues.push(Queue::new(&map, at, len, &options)?);
+            queues.push(Queue::new(&map, at, len, region_len + GAP, &options)?);
             at += area(len);
         }
-        let frontend = Frontend::connect(socket, queues.len() as u64)
-            .map_err(|error| EndpointError::handshake(socket, "connect", error))?;
         let mut endpoint = Self {
-            frontend,
+            connection: stream.try_clone()?,
+            frontend: Frontend::from_stream(stream, queues.len() as u64),
             memory,
             map,
             queues,
@@ -181,6 +227,17 @@ impl Endpoint {
         };
         endpoint.negotiate(socket)?;
         Ok(endpoint)
+    }
+
+    /// Whether the back-end has closed the connection.
+    pub fn is_hung_up(&self) -> bool {
+        let mut byte = [0];
+        let peeked = rustix::net::recv(
+            &self.connection,
+            &mut byte,
+            rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT,
+        );
+        matches!(peeked, Ok((_, 0)) | Err(rustix::io::Errno::CONNRESET))
     }
 
     fn negotiate(&mut self, socket: &Path) -> Result<(), EndpointError> {
@@ -207,15 +264,16 @@ impl Endpoint {
         self.frontend
             .set_features(options.features | features::VHOST_USER_F_PROTOCOL_FEATURES)
             .map_err(failed("SET_FEATURES"))?;
-        let region = VhostUserMemoryRegionInfo {
-            guest_phys_addr: BASE,
-            memory_size: self.memory.region().len(),
-            userspace_addr: BASE,
+        let region = |memory: &SharedMemory| VhostUserMemoryRegionInfo {
+            guest_phys_addr: memory.region().guest_addr(),
+            memory_size: memory.region().len(),
+            userspace_addr: memory.region().user_addr(),
             mmap_offset: 0,
-            mmap_handle: self.memory.fd().as_raw_fd(),
+            mmap_handle: memory.fd().as_raw_fd(),
         };
+        let regions: Vec<_> = self.memory.iter().map(region).collect();
         self.frontend
-            .set_mem_table(&[region])
+            .set_mem_table(&regions)
             .map_err(failed("SET_MEM_TABLE"))?;
         Ok(())
     }
@@ -306,7 +364,7 @@ impl Endpoint {
     }
 
     /// How many transmitted frames the device has not returned yet.
-    pub fn in_flight(&mut self, pair: usize) -> Result<u16, EndpointError> {
+    pub fn in_flight(&mut self, pair: usize) -> Result<usize, EndpointError> {
         let ring = &mut self.queues[pair * 2 + 1];
         ring.reclaim()?;
         Ok(ring.driver.in_flight())
@@ -314,9 +372,17 @@ impl Endpoint {
 }
 
 impl Queue {
-    fn new(map: &Arc<MemoryMap>, at: u64, buffer_len: u32, options: &Options) -> Result<Self, EndpointError> {
+    fn new(
+        map: &Arc<MemoryMap>,
+        at: u64,
+        buffer_len: u32,
+        region_step: u64,
+        options: &Options,
+    ) -> Result<Self, EndpointError> {
         let size = options.queue_size;
+        let packed = options.features & features::RING_PACKED != 0;
         let layout = RingLayout::new(size);
+        let start = if packed { PACKED_START } else { 0 };
         let config = QueueConfig {
             size,
             desc: at + layout.desc,
@@ -324,25 +390,35 @@ impl Queue {
             used: at + layout.used,
             event_idx: options.features & features::RING_F_EVENT_IDX != 0,
             indirect: false,
-            next_avail: 0,
-            used_idx: 0,
+            next_avail: start,
+            used_idx: start,
         };
         Ok(Self {
-            driver: DriverQueue::new(Arc::clone(map), &config, None)?,
+            driver: Driver::new(Arc::clone(map), &config, packed)?,
             kick: EventFd::new(EFD_NONBLOCK)?,
             call: EventFd::new(EFD_NONBLOCK)?,
             config,
             buffers: at + layout.len.next_multiple_of(4096),
             buffer_len,
+            headroom: options.headroom.min(buffer_len),
+            regions: options.regions.max(1),
+            region_step,
             free: (0..size).rev().collect(),
         })
     }
 
     /// The buffer with this number.
+    #[inline]
     pub fn buffer(&self, slot: u16) -> Buffer {
+        let (region, place) = if self.regions == 1 {
+            (0, slot)
+        } else {
+            (slot % self.regions, slot / self.regions)
+        };
+        let at = u64::from(place) * u64::from(self.buffer_len) + u64::from(self.headroom);
         Buffer {
-            addr: self.buffers + u64::from(slot) * u64::from(self.buffer_len),
-            len: self.buffer_len,
+            addr: self.buffers + u64::from(region) * self.region_step + at,
+            len: self.buffer_len - self.headroom,
         }
     }
 

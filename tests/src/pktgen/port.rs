@@ -1,0 +1,253 @@
+//! A port of the generator: an endpoint, the way to reach its back-end again, and sending and receiving without copying.
+
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use netyard_testkit::endpoint::{Endpoint, EndpointError, Options};
+use virtio::memory::GuestSlice;
+use virtio::net::{HEADER_LEN, NetHeader};
+use virtio::split::driver::Buffer;
+
+/// Who opens the socket.
+#[derive(Debug)]
+pub enum Reach {
+    /// The back-end does, and the generator connects to it.
+    Connect(PathBuf),
+    /// The generator does, and the back-end connects to it.
+    Listen(PathBuf, UnixListener),
+}
+
+impl Reach {
+    /// Opens a socket at `path` for a back-end to connect to.
+    pub fn listen(path: &Path) -> Result<Self, PortError> {
+        let failed = |source| PortError::Listen {
+            socket: path.to_owned(),
+            source,
+        };
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        Ok(Self::Listen(path.to_owned(), listener))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Connect(path) | Self::Listen(path, _) => path,
+        }
+    }
+
+    /// A connection, if there is a back-end.
+    fn attempt(&self) -> io::Result<UnixStream> {
+        match self {
+            Self::Connect(path) => UnixStream::connect(path),
+            Self::Listen(_, listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nonblocking(false)?;
+                Ok(stream)
+            }
+        }
+    }
+}
+
+/// Why a port cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PortError {
+    /// Rings or protocol.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    /// No socket to listen on.
+    #[error("{}: cannot listen: {source}; remove it if nothing uses it", socket.display())]
+    Listen {
+        /// The socket.
+        socket: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Nobody at the other end.
+    #[error("{}: no back-end within {} s: {source}; start it first", socket.display(), limit.as_secs())]
+    Absent {
+        /// The socket.
+        socket: PathBuf,
+        /// How long was waited.
+        limit: Duration,
+        /// What came of the last attempt.
+        source: io::Error,
+    },
+}
+
+/// A port of the generator.
+#[derive(Debug)]
+pub struct Port {
+    reach: Reach,
+    options: Options,
+    endpoint: Endpoint,
+    /// Whether frames may be spread over several receive buffers.
+    merges: bool,
+}
+
+impl Port {
+    /// Connects within `limit` and starts every queue pair with all receive buffers posted. Frames are no longer than `longest`.
+    pub fn open(reach: Reach, options: Options, longest: usize, limit: Duration) -> Result<Self, PortError> {
+        let end = Instant::now() + limit;
+        let stream = loop {
+            match reach.attempt() {
+                Ok(stream) => break stream,
+                Err(source) if Instant::now() >= end => {
+                    return Err(PortError::Absent {
+                        socket: reach.path().to_owned(),
+                        limit,
+                        source,
+                    });
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        };
+        let room = options.buffer_len.saturating_sub(options.headroom) as usize;
+        Ok(Self {
+            endpoint: start(stream, &reach, options)?,
+            reach,
+            options,
+            merges: room < longest + HEADER_LEN,
+        })
+    }
+
+    /// Queue pairs.
+    pub fn pairs(&self) -> usize {
+        self.endpoint.pairs()
+    }
+
+    /// Whether the back-end has gone away.
+    pub fn is_down(&self) -> bool {
+        self.endpoint.is_hung_up()
+    }
+
+    /// One attempt to reach the back-end again, with new rings; true when it was there. What was on its way is lost.
+    pub fn revive(&mut self) -> Result<bool, PortError> {
+        let Ok(stream) = self.reach.attempt() else {
+            return Ok(false);
+        };
+        match start(stream, &self.reach, self.options) {
+            Ok(endpoint) => {
+                self.endpoint = endpoint;
+                Ok(true)
+            }
+            // It went away again while it was greeted.
+            Err(EndpointError::Handshake { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes the transmit slots of `pair` that are free.
+    pub fn take_slots(&mut self, pair: usize) -> Result<Vec<u16>, PortError> {
+        let queue = &mut self.endpoint.queues[pair * 2 + 1];
+        queue.reclaim().map_err(EndpointError::from)?;
+        let mut slots = std::mem::take(&mut queue.free);
+        slots.sort_unstable();
+        Ok(slots)
+    }
+
+    /// Gives back slots that were taken.
+    pub fn return_slots(&mut self, pair: usize, slots: impl IntoIterator<Item = u16>) {
+        self.endpoint.queues[pair * 2 + 1].free.extend(slots);
+    }
+
+    /// The memory of a transmit slot.
+    #[inline]
+    pub fn slot(&self, pair: usize, slot: u16) -> Option<GuestSlice<'_>> {
+        let buffer = self.endpoint.queues[pair * 2 + 1].buffer(slot);
+        self.endpoint.map.slice(buffer.addr, buffer.len as usize)
+    }
+
+    /// Calls `free` with each slot that the device is done with.
+    #[inline]
+    pub fn reclaim(&mut self, pair: usize, mut free: impl FnMut(u16)) -> Result<(), PortError> {
+        let driver = &mut self.endpoint.queues[pair * 2 + 1].driver;
+        while let Some((token, _)) = driver.pop_used().map_err(EndpointError::from)? {
+            // Tokens are slots that were pushed.
+            free(u16::try_from(token).unwrap_or(0));
+        }
+        Ok(())
+    }
+
+    /// Whether the device has returned all that was sent.
+    pub fn is_idle(&self, pair: usize) -> bool {
+        self.endpoint.queues[pair * 2 + 1].driver.in_flight() == 0
+    }
+
+    /// Gives the first `len` bytes of a slot to the device, to be seen with [`Port::publish`]; false when the ring is full.
+    #[inline]
+    pub fn push(&mut self, pair: usize, slot: u16, len: u32) -> bool {
+        let queue = &mut self.endpoint.queues[pair * 2 + 1];
+        let buffer = queue.buffer(slot);
+        let buffer = Buffer {
+            len: len.min(buffer.len),
+            ..buffer
+        };
+        queue.driver.push(&[buffer], &[], u64::from(slot)).is_ok()
+    }
+
+    /// Gives the device a chain of any buffers, whatever they are; for frames with errors.
+    pub fn push_raw(&mut self, pair: usize, slot: u16, chain: &[Buffer]) -> bool {
+        let queue = &mut self.endpoint.queues[pair * 2 + 1];
+        queue.driver.push(chain, &[], u64::from(slot)).is_ok()
+    }
+
+    /// The buffer of a transmit slot.
+    pub fn buffer(&self, pair: usize, slot: u16) -> Buffer {
+        self.endpoint.queues[pair * 2 + 1].buffer(slot)
+    }
+
+    /// Shows the device what was pushed.
+    #[inline]
+    pub fn publish(&mut self, pair: usize) -> Result<(), PortError> {
+        let queue = &mut self.endpoint.queues[pair * 2 + 1];
+        Ok(queue.publish().map_err(EndpointError::from)?)
+    }
+
+    /// Takes at most `limit` received frames of `pair`; `see` gets the first buffer of each, virtio-net header included, and the
+    /// bytes of the whole frame with its header.
+    #[inline]
+    pub fn receive(
+        &mut self,
+        pair: usize,
+        limit: usize,
+        mut see: impl FnMut(GuestSlice<'_>, usize),
+    ) -> Result<usize, PortError> {
+        let Endpoint { map, queues, .. } = &mut self.endpoint;
+        let queue = &mut queues[pair * 2];
+        let mut taken = 0;
+        while taken < limit {
+            let Some((buffer, len)) = queue.take().map_err(EndpointError::from)? else {
+                break;
+            };
+            taken += 1;
+            let Some(first) = map.slice(buffer.addr, len as usize) else {
+                continue;
+            };
+            let mut total = len as usize;
+            if self.merges {
+                let mut header = [0; HEADER_LEN];
+                first.read_to(0, &mut header);
+                for _ in 1..NetHeader::from_bytes(&header).num_buffers {
+                    // All buffers of a frame are used at once.
+                    let Some((_, len)) = queue.take().map_err(EndpointError::from)? else {
+                        break;
+                    };
+                    total += len as usize;
+                }
+            }
+            see(first, total);
+        }
+        if taken > 0 {
+            queue.post()?;
+        }
+        Ok(taken)
+    }
+}
+
+fn start(stream: UnixStream, reach: &Reach, options: Options) -> Result<Endpoint, EndpointError> {
+    let mut endpoint = Endpoint::over(stream, reach.path(), options)?;
+    endpoint.disable_interrupts();
+    Ok(endpoint)
+}
