@@ -13,7 +13,7 @@ use vhost_net_backend::config::{MAX_QUEUE_PAIRS, OFFLOADS};
 use vhost_net_backend::netlink::{self, NetlinkError};
 use vhost_net_backend::nic::Nic;
 use vhost_net_backend::session::SessionError;
-use vhost_net_backend::tap::{Tap, TapError};
+use vhost_net_backend::tap::{Tap, TapError, TapKeeper};
 use vhost_net_backend::wire::Wire;
 use vhost_net_backend::wire::tap::TapWire;
 use vhost_net_backend::wire::user::{self, Link};
@@ -213,30 +213,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         ..PortConfig::new(name)
     };
     let carrier: Arc<Mutex<Carrier>> = Arc::default();
-
-    let (wires, link): (Vec<Box<dyn Wire>>, _) = if let Some(path) = &args.connect {
-        let carrier = Arc::clone(&carrier);
-        fit(&mut port, path);
-        // The VM's NIC has a link while its rings are linked to the other back-end's.
-        port.link_up = false;
-        let (link, wires) = Link::start(path.clone(), port.queue_pairs, move |up| {
-            carrier.lock().unwrap_or_else(PoisonError::into_inner).set(up);
-        })?;
-        (
-            wires.into_iter().map(|wire| Box::new(wire) as _).collect(),
-            Some(link),
-        )
-    } else {
-        let tap = open_tap(args, &mut port)?;
-        tracing::info!(tap = tap.name(), queues = port.queue_pairs, "attached");
-        (
-            TapWire::all(tap.into_queues())
-                .into_iter()
-                .map(|wire| Box::new(wire) as _)
-                .collect(),
-            None,
-        )
-    };
+    let (wires, far_end) = wire(args, &mut port, &carrier)?;
     let nic = Nic::start(wires, args.mtu)?;
     let socket = if args.client {
         SocketConfig::client(path)
@@ -245,10 +222,10 @@ fn run(args: &Args) -> Result<(), Failure> {
     };
     let plane: Arc<dyn DevicePlane> = Arc::clone(&nic) as _;
     let session = Arc::new(Session::spawn(socket, port, plane)?);
-    if link.is_some() {
-        let mut carrier = carrier.lock().unwrap_or_else(PoisonError::into_inner);
-        carrier.attach(Arc::clone(&session));
-    }
+    carrier
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .attach(Arc::clone(&session));
 
     runtime.block_on(async {
         tokio::select! {
@@ -257,11 +234,47 @@ fn run(args: &Args) -> Result<(), Failure> {
         }
     });
     session.stop();
-    drop(link);
+    drop(far_end);
     for (pair, counts) in nic.counts().iter().enumerate() {
         tracing::debug!(pair, ?counts, "stopped");
     }
     Ok(())
+}
+
+/// What keeps the far end of the wires, for as long as it lives.
+enum FarEnd {
+    Link(#[expect(dead_code, reason = "held for its end")] Link),
+    Tap(#[expect(dead_code, reason = "held for its end")] TapKeeper),
+}
+
+/// Open the far end; from then on `carrier` follows it. The VM's NIC has a link while there is something to carry its
+/// frames: another back-end whose rings are linked, or a tap that is up.
+fn wire(
+    args: &Args,
+    port: &mut PortConfig,
+    carrier: &Arc<Mutex<Carrier>>,
+) -> Result<(Vec<Box<dyn Wire>>, FarEnd), Failure> {
+    let set = |up: bool| {
+        let carrier = Arc::clone(carrier);
+        carrier.lock().unwrap_or_else(PoisonError::into_inner).set(up);
+        move |up| carrier.lock().unwrap_or_else(PoisonError::into_inner).set(up)
+    };
+    port.link_up = args.connect.is_none();
+    let changed = set(port.link_up);
+    if let Some(path) = &args.connect {
+        fit(port, path);
+        let (link, wires) = Link::start(path.clone(), port.queue_pairs, changed)?;
+        let wires = wires.into_iter().map(|wire| Box::new(wire) as _).collect();
+        return Ok((wires, FarEnd::Link(link)));
+    }
+    let tap = open_tap(args, port)?;
+    tracing::info!(tap = tap.name(), queues = port.queue_pairs, "attached");
+    let keeper = TapKeeper::start(&tap, args.mtu, changed)?;
+    let wires = TapWire::all(tap.into_queues())
+        .into_iter()
+        .map(|wire| Box::new(wire) as _)
+        .collect();
+    Ok((wires, FarEnd::Tap(keeper)))
 }
 
 /// Offer the VM no more offloads and pairs than the other back-end has, as far as it can be asked already: its driver

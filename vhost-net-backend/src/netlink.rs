@@ -2,7 +2,7 @@
 
 use std::io;
 
-use rtnetlink::LinkUnspec;
+use rtnetlink::{Handle, LinkUnspec};
 
 /// Why an interface could not be changed.
 #[derive(Debug, thiserror::Error)]
@@ -42,15 +42,21 @@ pub fn set_up(name: &str, mtu: Option<u16>) -> Result<(), NetlinkError> {
     runtime.block_on(async {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(open)?;
         let connection = tokio::spawn(connection);
-        let mut link = LinkUnspec::new_with_name(name).up();
-        if let Some(mtu) = mtu {
-            link = link.mtu(u32::from(mtu));
-        }
-        let result = handle.link().set(link.build()).execute().await;
+        let result = bring_up(&handle, name, mtu).await;
         connection.abort();
-        result.map_err(|error| NetlinkError::Refused {
-            name: name.to_owned(),
-            error,
-        })
+        result
+    })
+}
+
+/// As [`set_up`], over a connection that is there.
+pub(crate) async fn bring_up(handle: &Handle, name: &str, mtu: Option<u16>) -> Result<(), NetlinkError> {
+    let mut link = LinkUnspec::new_with_name(name).up();
+    if let Some(mtu) = mtu {
+        link = link.mtu(u32::from(mtu));
+    }
+    let result = handle.link().set(link.build()).execute().await;
+    result.map_err(|error| NetlinkError::Refused {
+        name: name.to_owned(),
+        error,
     })
 }

@@ -3,14 +3,15 @@
 //! Every frame carries the 12-byte header of a modern virtio-net device, so that offloads pass through untouched.
 
 mod ioctl;
+mod keeper;
+mod queue;
 
-use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
-use virtio::features as f;
-use virtio::memory::{GuestSlice, read_vectored, write_vectored};
+pub use keeper::TapKeeper;
+pub use queue::TapQueue;
 
 /// The longest name of a network interface.
 const MAX_NAME: usize = 15;
@@ -77,7 +78,7 @@ fn cure(error: &io::Error) -> &'static str {
 #[derive(Debug)]
 pub struct Tap {
     name: String,
-    queues: Vec<TapQueue>,
+    queues: Vec<Arc<TapQueue>>,
 }
 
 impl Tap {
@@ -92,17 +93,9 @@ impl Tap {
         if !(1..=MAX_QUEUES).contains(&queues) {
             return Err(TapError::Queues(queues));
         }
-        let wanted = queues > 1;
-        let first = match attach(name, wanted) {
-            // It exists, made for the other kind of use: a single queue can live with either.
-            Err(TapError::Attach { error, .. }) if !wanted && error.raw_os_error() == Some(libc::EINVAL) => {
-                attach(name, true)?
-            }
-            other => other?,
-        };
-        let mut all = vec![first];
+        let mut all = vec![Arc::new(TapQueue::open(name, queues > 1)?)];
         for _ in 1..queues {
-            all.push(attach(name, true)?);
+            all.push(Arc::new(TapQueue::open(name, true)?));
         }
         let tap = Self {
             name: name.to_owned(),
@@ -121,7 +114,7 @@ impl Tap {
             let owned = ioctl::adopt(fd).map_err(refused)?;
             name = ioctl::interface(owned.as_fd()).map_err(refused)?;
             rustix::io::ioctl_fionbio(&owned, true).map_err(|errno| refused(errno.into()))?;
-            queues.push(TapQueue { fd: owned });
+            queues.push(Arc::new(TapQueue::new(owned)));
         }
         if queues.is_empty() {
             return Err(TapError::Queues(0));
@@ -131,15 +124,16 @@ impl Tap {
         Ok(tap)
     }
 
-    fn set_up(&self) -> Result<(), TapError> {
-        for queue in &self.queues {
-            ioctl::set_vnet_header_size(queue.as_fd(), virtio::net::HEADER_LEN).map_err(|error| {
-                TapError::Setup {
-                    what: "a vnet header of 12 bytes",
-                    error,
-                }
-            })?;
+    /// Take over queues of a tap that another process had attached and set up.
+    pub fn take_over(name: &str, fds: Vec<OwnedFd>) -> Self {
+        Self {
+            name: name.to_owned(),
+            queues: fds.into_iter().map(|fd| Arc::new(TapQueue::new(fd))).collect(),
         }
+    }
+
+    fn set_up(&self) -> Result<(), TapError> {
+        self.queues.iter().try_for_each(|queue| queue.set_header())?;
         self.set_offload(0)
     }
 
@@ -157,122 +151,14 @@ impl Tap {
     }
 
     /// The queues.
-    pub fn queues(&self) -> &[TapQueue] {
+    pub fn queues(&self) -> &[Arc<TapQueue>] {
         &self.queues
     }
 
     /// Take the device apart, a queue for each worker.
-    pub fn into_queues(self) -> Vec<TapQueue> {
+    pub fn into_queues(self) -> Vec<Arc<TapQueue>> {
         self.queues
     }
-}
-
-fn attach(name: &str, multi_queue: bool) -> Result<TapQueue, TapError> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-        .open("/dev/net/tun")
-        .map_err(TapError::Device)?;
-    let fd = OwnedFd::from(file);
-    ioctl::attach(fd.as_fd(), name, multi_queue).map_err(|error| TapError::Attach {
-        name: name.to_owned(),
-        error,
-    })?;
-    Ok(TapQueue { fd })
-}
-
-/// One queue of a tap device: a non-blocking descriptor that reads and writes one frame per call.
-#[derive(Debug)]
-pub struct TapQueue {
-    fd: OwnedFd,
-}
-
-impl TapQueue {
-    /// Something else that keeps the bounds of what is written, in the place of a tap.
-    #[cfg(test)]
-    pub(crate) fn stand_in(fd: OwnedFd) -> Self {
-        Self { fd }
-    }
-
-    /// As [`Tap::set_offload`]: it is a property of the whole device, settable through any queue.
-    pub fn set_offload(&self, acked: u64) -> Result<(), TapError> {
-        ioctl::set_offload(self.as_fd(), offload_flags(acked)).map_err(|error| TapError::Setup {
-            what: "offloads",
-            error,
-        })
-    }
-
-    /// Whether the host puts frames into this queue; only queues of a multi-queue device can be detached.
-    pub fn set_attached(&self, attached: bool) -> io::Result<()> {
-        ioctl::set_queue(self.as_fd(), attached)
-    }
-
-    /// Read one frame with its vnet header: `None` when there is none.
-    pub fn read(&self, buf: &mut [u8]) -> io::Result<Option<usize>> {
-        match rustix::io::read(&self.fd, buf) {
-            Ok(taken) => Ok(Some(taken)),
-            Err(rustix::io::Errno::AGAIN) => Ok(None),
-            Err(errno) => Err(errno.into()),
-        }
-    }
-
-    /// Read one frame with its vnet header straight into guest memory: `None` when there is none.
-    pub fn read_vectored(&self, list: &[GuestSlice<'_>]) -> io::Result<Option<usize>> {
-        self.read_around(&mut [], list, 0, &mut [])
-    }
-
-    /// Read one frame in three parts: its vnet header, the bytes of `list` from `off` on, and what is longer than
-    /// both. `None` when there is no frame.
-    pub(crate) fn read_around(
-        &self,
-        header: &mut [u8],
-        list: &[GuestSlice<'_>],
-        off: usize,
-        rest: &mut [u8],
-    ) -> io::Result<Option<usize>> {
-        match read_vectored(self.as_fd(), header, list, off, rest) {
-            Ok(taken) => Ok(Some(taken)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Write one frame: its vnet header, then the bytes of `list` from `off` on. False when the queue is full.
-    pub fn write(&self, header: &[u8], list: &[GuestSlice<'_>], off: usize) -> io::Result<bool> {
-        match write_vectored(self.as_fd(), header, list, off) {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-}
-
-impl AsFd for TapQueue {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
-/// The kernel's flags for what the driver is able to receive.
-fn offload_flags(acked: u64) -> libc::c_uint {
-    if acked & f::NET_F_GUEST_CSUM == 0 {
-        return 0;
-    }
-    let mut flags = libc::TUN_F_CSUM;
-    for (feature, flag) in [
-        (f::NET_F_GUEST_TSO4, libc::TUN_F_TSO4),
-        (f::NET_F_GUEST_TSO6, libc::TUN_F_TSO6),
-    ] {
-        if acked & feature != 0 {
-            flags |= flag;
-        }
-    }
-    // The kernel refuses ECN without segmentation.
-    if acked & f::NET_F_GUEST_ECN != 0 && flags != libc::TUN_F_CSUM {
-        flags |= libc::TUN_F_TSO_ECN;
-    }
-    flags
 }
 
 #[cfg(test)]

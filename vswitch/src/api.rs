@@ -12,9 +12,10 @@ use tokio::sync::watch;
 use utoipa::OpenApi;
 use vhost_net_backend::session::SessionError;
 
+use crate::config::LinkSetting;
 use crate::model::{
-    ApiErrorBody, BridgeView, FdbEntryView, FdbView, Flushed, NewFdbEntry, NewPort, PortCounters, PortState,
-    PortView, QueueView,
+    ApiErrorBody, BridgeView, FdbEntryView, FdbView, Flushed, NewFdbEntry, NewPort, PortChange, PortCounters,
+    PortState, PortView, QueueView,
 };
 use crate::switch::{Switch, SwitchError};
 
@@ -51,6 +52,7 @@ pub enum Shutdown {
         handlers::list_ports,
         handlers::add_port,
         handlers::show_port,
+        handlers::set_port,
         handlers::delete_port,
         handlers::show_fdb,
         handlers::add_fdb,
@@ -66,6 +68,8 @@ pub enum Shutdown {
         PortCounters,
         QueueView,
         NewPort,
+        PortChange,
+        LinkSetting,
         FdbEntryView,
         NewFdbEntry,
         Flushed,
@@ -82,7 +86,9 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/ports", get(handlers::list_ports).post(handlers::add_port))
         .route(
             "/v1/ports/{name}",
-            get(handlers::show_port).delete(handlers::delete_port),
+            get(handlers::show_port)
+                .patch(handlers::set_port)
+                .delete(handlers::delete_port),
         )
         .route(
             "/v1/fdb",

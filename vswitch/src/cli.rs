@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::client::{Client, ClientError};
 use crate::daemon::{self, DaemonError};
-use crate::model::{BridgeView, NewFdbEntry, NewPort};
+use crate::model::{BridgeView, NewFdbEntry, NewPort, PortChange};
 use crate::run_dir::{BridgeDir, RunDirError};
 use args::{Args, Command, FdbCommand, Format, PortCommand, UpArgs};
 
@@ -190,6 +190,16 @@ async fn port_command(command: PortCommand, format: Format) -> Result<(), CliErr
                 (None, None) => view.kind.clone(),
             };
             print(&format!("port {} added to {bridge}: {end}\n", view.name))
+        }
+        PortCommand::Set { bridge, name, link } => {
+            let view = Client::new(&bridge)?
+                .set_port(&name, &PortChange { link })
+                .await?;
+            if format == Format::Json {
+                print_json(&view)
+            } else {
+                print(&format!("port {name} of {bridge} is {}\n", table::state(&view)))
+            }
         }
         PortCommand::Del { bridge, name } => {
             Client::new(&bridge)?.delete_port(&name).await?;

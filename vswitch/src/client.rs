@@ -10,7 +10,9 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::mac::MacAddr;
-use crate::model::{ApiErrorBody, BridgeView, FdbEntryView, Flushed, NewFdbEntry, NewPort, PortView};
+use crate::model::{
+    ApiErrorBody, BridgeView, FdbEntryView, Flushed, NewFdbEntry, NewPort, PortChange, PortView,
+};
 use crate::run_dir::{BridgeDir, RunDirError};
 
 /// A request did not succeed.
@@ -76,6 +78,12 @@ impl Client {
     pub async fn add_port(&self, port: &NewPort) -> Result<PortView, ClientError> {
         self.request_json(Method::POST, "/v1/ports", self.body(port)?)
             .await
+    }
+
+    /// Changes a port.
+    pub async fn set_port(&self, name: &str, change: &PortChange) -> Result<PortView, ClientError> {
+        let path = format!("/v1/ports/{}", escape(name));
+        self.request_json(Method::PATCH, &path, self.body(change)?).await
     }
 
     /// Deletes a port.

@@ -94,6 +94,19 @@ pub enum PortKind {
     },
 }
 
+/// What a port's link was set to.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum, utoipa::ToSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkSetting {
+    /// Frames may pass.
+    #[default]
+    Up,
+    /// None may, and the guest sees its link down.
+    Down,
+}
+
 /// One port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -111,6 +124,9 @@ pub struct PortSettings {
     /// enforced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+    /// What its link was set to.
+    #[serde(default)]
+    pub link: LinkSetting,
 }
 
 /// A static entry of the forwarding database.
@@ -189,6 +205,7 @@ mod tests {
                     queue_pairs: 2,
                     mac: Some(MacAddr::new([2, 0, 0, 0, 0, 1])),
                     mtu: Some(9000),
+                    link: LinkSetting::Down,
                 },
                 PortSettings {
                     name: "host".into(),
@@ -198,6 +215,7 @@ mod tests {
                     queue_pairs: 1,
                     mac: None,
                     mtu: None,
+                    link: LinkSetting::Up,
                 },
             ],
             fdb: vec![StaticEntry {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::config::PollMode;
+use crate::config::{LinkSetting, PollMode};
 use crate::fdb::OnFull;
 use crate::mac::MacAddr;
 
@@ -85,6 +85,9 @@ pub struct PortView {
     pub state: PortState,
     /// Whether a peer is connected.
     pub connected: bool,
+    /// What its link was set to.
+    #[serde(default)]
+    pub link: LinkSetting,
     /// The address offered to the guest.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
@@ -189,6 +192,15 @@ impl NewPort {
             mtu: None,
         }
     }
+}
+
+/// What to change of a port; what is left out stays.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PortChange {
+    /// Its link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<LinkSetting>,
 }
 
 /// An entry of the forwarding database.

@@ -6,7 +6,7 @@ mod tap;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use crate::config::{DEFAULT_MTU, PortKind, PortSettings};
+use crate::config::{DEFAULT_MTU, LinkSetting, PortKind, PortSettings};
 use crate::counters::Drops;
 use crate::flow::FlowTable;
 use crate::port_id::PortId;
@@ -14,6 +14,9 @@ use crate::port_id::PortId;
 pub use plane::PortPlane;
 pub use queue::{EgressQueue, EgressRing, IngressQueue, IngressRing, QueuePair};
 pub use tap::{TapPort, TapPortError};
+
+/// In the mask of ready pairs, of which there are at most 16: the link was set down.
+const SET_DOWN: u32 = 1 << 31;
 
 /// One port of the bridge.
 #[derive(Debug)]
@@ -31,13 +34,17 @@ pub struct Port {
 impl Port {
     /// A port that is not connected to anything yet.
     pub fn new(id: PortId, settings: PortSettings) -> Self {
+        let down = match settings.link {
+            LinkSetting::Up => 0,
+            LinkSetting::Down => SET_DOWN,
+        };
         let pairs = (0..settings.queue_pairs).map(|_| QueuePair::default()).collect();
         Self {
             id,
             settings,
             features: AtomicU64::new(0),
             connected: AtomicBool::new(false),
-            ready: AtomicU32::new(0),
+            ready: AtomicU32::new(down),
             flows: FlowTable::new(),
             pairs,
             drops: Drops::default(),
@@ -78,19 +85,44 @@ impl Port {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// The queue pairs that the guest can receive on, one bit each.
+    /// The queue pairs that frames can be delivered on, one bit each: those that the guest can receive on, or none
+    /// while the link is set down.
     #[inline]
     pub fn ready(&self) -> u32 {
-        self.ready.load(Ordering::Relaxed)
+        let ready = self.ready.load(Ordering::Relaxed);
+        if ready & SET_DOWN == 0 { ready } else { 0 }
+    }
+
+    /// The queue pairs that the guest can receive on, one bit each.
+    pub fn enabled(&self) -> u32 {
+        self.ready.load(Ordering::Relaxed) & !SET_DOWN
+    }
+
+    /// What the link was set to.
+    #[inline]
+    pub fn link(&self) -> LinkSetting {
+        if self.ready.load(Ordering::Relaxed) & SET_DOWN == 0 {
+            LinkSetting::Up
+        } else {
+            LinkSetting::Down
+        }
+    }
+
+    /// Sets the link.
+    pub(crate) fn set_link(&self, link: LinkSetting) {
+        match link {
+            LinkSetting::Up => self.ready.fetch_and(!SET_DOWN, Ordering::Relaxed),
+            LinkSetting::Down => self.ready.fetch_or(SET_DOWN, Ordering::Relaxed),
+        };
     }
 
     /// Notes whether the guest can receive on a queue pair; returns the mask as it was.
     pub(crate) fn set_ready(&self, pair: usize, ready: bool) -> u32 {
         let bit = 1 << (pair % 32);
         if ready {
-            self.ready.fetch_or(bit, Ordering::Relaxed)
+            self.ready.fetch_or(bit, Ordering::Relaxed) & !SET_DOWN
         } else {
-            self.ready.fetch_and(!bit, Ordering::Relaxed)
+            self.ready.fetch_and(!bit, Ordering::Relaxed) & !SET_DOWN
         }
     }
 

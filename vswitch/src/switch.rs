@@ -12,9 +12,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vhost_net_backend::{PortConfig, Session, SessionHandle, SocketConfig};
 
 use crate::bridge::Bridge;
-use crate::config::{BridgeConfig, MAX_QUEUE_PAIRS, MIN_MTU, PortKind, PortSettings, StaticEntry};
+use crate::config::{
+    BridgeConfig, LinkSetting, MAX_QUEUE_PAIRS, MIN_MTU, PortKind, PortSettings, StaticEntry,
+};
 use crate::mac::MacAddr;
-use crate::model::{BridgeView, FdbEntryView, NewFdbEntry, NewPort, PortView};
+use crate::model::{BridgeView, FdbEntryView, NewFdbEntry, NewPort, PortChange, PortView};
 use crate::port::{Port, PortPlane, TapPort};
 use crate::port_id::PortId;
 use crate::run_dir::{BridgeDir, check_name, check_socket_path};
@@ -126,6 +128,38 @@ impl Switch {
         Ok(())
     }
 
+    /// Changes a port. What the switch cannot keep on disk is not done.
+    pub fn set_port(&self, name: &str, change: &PortChange) -> Result<PortView, SwitchError> {
+        let mut control = self.control();
+        let port = self.find(name)?;
+        let before = port.link();
+        let link = change.link.unwrap_or(before);
+        let keep = |control: &mut Control, link| {
+            let settings = &mut control.config.ports;
+            if let Some(settings) = settings.iter_mut().find(|settings| settings.name == name) {
+                settings.link = link;
+            }
+        };
+        keep(&mut control, link);
+        if let Err(error) = self.store(&control) {
+            keep(&mut control, before);
+            return Err(error);
+        }
+        if link != before {
+            port.set_link(link);
+            if link == LinkSetting::Down {
+                self.bridge.fdb().flush(Some(port.id()));
+            }
+            match control.links.get(&port.id()) {
+                Some(Link::Session(session)) => session.set_link(link == LinkSetting::Up),
+                Some(Link::Tap(tap)) => tap.set_carrier(link),
+                None => {}
+            }
+            tracing::info!(port = name, ?link, "link set");
+        }
+        Ok(view::port(&port))
+    }
+
     /// Adds or replaces a static entry of the forwarding database.
     pub fn add_fdb(&self, new: &NewFdbEntry) -> Result<(), SwitchError> {
         let mut control = self.control();
@@ -226,6 +260,7 @@ impl Switch {
             queue_pairs: new.queues,
             mac: new.mac,
             mtu: new.mtu,
+            link: LinkSetting::Up,
         })
     }
 
@@ -291,7 +326,13 @@ impl Switch {
         let (socket, client) = match &settings.kind {
             PortKind::VhostUser { socket, client } => (socket, *client),
             PortKind::Tap { interface } => {
-                return Ok(Link::Tap(TapPort::open(Arc::clone(port), interface, workers)?));
+                let bridge = Arc::clone(&self.bridge);
+                return Ok(Link::Tap(TapPort::open(
+                    Arc::clone(port),
+                    bridge,
+                    interface,
+                    workers,
+                )?));
             }
         };
         let plane = PortPlane::new(Arc::clone(port), Arc::clone(&self.bridge), workers);
@@ -304,6 +345,7 @@ impl Switch {
             queue_pairs: settings.queue_pairs,
             mac: settings.mac.map(MacAddr::octets),
             mtu: settings.mtu,
+            link_up: settings.link == LinkSetting::Up,
             ..PortConfig::new(&settings.name)
         };
         Ok(Link::Session(Session::spawn(socket, device, Arc::new(plane))?))

@@ -234,6 +234,8 @@ fn refusals_say_what_and_why_with_the_right_exit_code() {
         &["port", "add", "br0", "vm4", "--tap", "t", "--socket", "/s"],
         &["up", "br1", "--workers", "0"],
         &["up", "br1", "--on-full", "panic"],
+        &["port", "set", "br0", "vm1"],
+        &["port", "set", "br0", "vm1", "--link", "sideways"],
         &["frobnicate"],
     ] {
         host.fails(2, usage);
@@ -335,11 +337,21 @@ fn a_killed_daemon_is_replaced_and_its_ports_come_back() {
     host.ok(&["port", "add", "br0", "a", "--queues", "2"]);
     host.ok(&["port", "add", "br0", "b", "--mtu", "2000"]);
     host.ok(&["fdb", "add", "br0", "02:00:00:00:00:09", "b"]);
+    host.ok(&["port", "add", "br0", "c"]);
+    assert_eq!(
+        host.ok(&["port", "set", "br0", "c", "--link", "down"]),
+        "port c of br0 is set down\n"
+    );
     host.kill("br0");
     assert!(host.fails(1, &["port", "list", "br0"]).contains("not up"));
     host.ok(&["up", "br0"]);
     let show = host.json(&["show", "br0"]);
     assert_eq!(show["fdb"]["ageing_s"], 77);
+    assert_eq!(port(&show, "c")["link"], "down");
+    assert_eq!(
+        host.json(&["port", "set", "br0", "c", "--link", "up"])["link"],
+        "up"
+    );
     assert_eq!(
         (&port(&show, "a")["queue_pairs"], &port(&show, "b")["mtu"]),
         (&2.into(), &2000.into())

@@ -57,6 +57,11 @@ fn super_frames_of_the_host_reach_a_guest_in_pieces() {
     in_namespace("inside::super_frames_of_the_host_reach_a_guest_in_pieces");
 }
 
+#[test]
+fn a_port_follows_the_link_of_its_tap_and_finds_it_again() {
+    in_namespace("inside::a_port_follows_the_link_of_its_tap_and_finds_it_again");
+}
+
 fn tap(net: &Net, queues: u16) {
     let port = NewPort {
         tap: Some("tap0".into()),
@@ -166,6 +171,61 @@ mod inside {
                 .contains("no/such")
         );
         assert_eq!(net.switch.view().ports.len(), 1);
+    }
+
+    #[test]
+    #[ignore = "run by its namesake"]
+    fn a_port_follows_the_link_of_its_tap_and_finds_it_again() {
+        use vswitch::config::LinkSetting;
+        use vswitch::model::{PortChange, PortState};
+
+        let net = Net::new();
+        let mut guest = net.guest("vm");
+        tap(&net, 2);
+        let mut hello = |net: &Net| {
+            let socket = UdpSocket::bind("10.9.0.1:7000").unwrap();
+            socket.send_to(b"hello", "10.9.0.2:7001").unwrap();
+            assert_eq!(next_udp(&mut guest)[42..], *b"hello");
+            assert_eq!(net.port("host").enabled_queue_pairs, 2);
+        };
+        hello(&net);
+        let is = |state| {
+            wait_for("the port's state", || net.port("host").state == state);
+            net.port("host")
+        };
+        ip("link set tap0 down");
+        assert!(!is(PortState::Down).connected);
+        ip("link set tap0 up");
+        is(PortState::Up);
+
+        let set = |link| {
+            net.switch
+                .set_port("host", &PortChange { link: Some(link) })
+                .unwrap()
+        };
+        set(LinkSetting::Down);
+        wait_for("the host to see it", || {
+            ip("link show tap0").contains("NO-CARRIER")
+        });
+        set(LinkSetting::Up);
+        wait_for("the host to see it", || {
+            !ip("link show tap0").contains("NO-CARRIER")
+        });
+        is(PortState::Up);
+
+        for _ in 0..2 {
+            ip("link del tap0");
+            is(PortState::Down);
+            assert!(!ip("link").contains("tap0"), "the switch does not make it again");
+            ip("tuntap add tap0 mode tap multi_queue vnet_hdr");
+            is(PortState::Up);
+            wait_for("it to be set up", || ip("link show tap0").contains("LOWER_UP"));
+            ip("addr add 10.9.0.1/24 dev tap0");
+            ip(&format!("neigh replace 10.9.0.2 lladdr {} dev tap0", mac(2)));
+            hello(&net);
+        }
+        net.switch.delete_port("host").unwrap();
+        assert!(ip("link").contains("tap0"), "the one that others made stays");
     }
 
     #[test]

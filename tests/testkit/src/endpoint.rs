@@ -257,7 +257,9 @@ impl Endpoint {
             .frontend
             .get_protocol_features()
             .map_err(failed("GET_PROTOCOL_FEATURES"))?;
-        let known = VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK;
+        let known = VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIG;
         self.frontend
             .set_protocol_features(protocol & known)
             .map_err(failed("SET_PROTOCOL_FEATURES"))?;

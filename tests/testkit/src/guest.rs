@@ -4,6 +4,8 @@ use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use vhost::vhost_user::VhostUserFrontend as _;
+use vhost::vhost_user::message::VhostUserConfigFlags;
 use virtio::net::{HEADER_LEN, NetHeader};
 use virtio::split::driver::Buffer;
 
@@ -58,6 +60,13 @@ impl Guest {
                 Err(error) => panic!("no guest: {error}"),
             }
         }
+    }
+
+    /// The link state that the port shows.
+    pub fn link_is_up(&mut self) -> bool {
+        let flags = VhostUserConfigFlags::empty();
+        let read = self.endpoint.frontend.get_config(0, 12, flags, &[0; 12]);
+        read.expect("the configuration").1[6] & 1 == 1
     }
 
     /// Posts every free receive buffer of a pair.

@@ -76,6 +76,13 @@ pub(super) fn set_queue(fd: BorrowedFd<'_>, attached: bool) -> io::Result<()> {
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) })
 }
 
+/// `TUNSETCARRIER`.
+pub(super) fn set_carrier(fd: BorrowedFd<'_>, carrier: bool) -> io::Result<()> {
+    let carrier = libc::c_int::from(carrier);
+    // SAFETY: TUNSETCARRIER reads one int, which lives across the call.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETCARRIER, &raw const carrier) })
+}
+
 /// Take over a descriptor that this process inherited under a number it was told.
 pub(super) fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
     if fd <= libc::STDERR_FILENO {

@@ -1,3 +1,6 @@
+use virtio::features as f;
+
+use super::queue::offload_flags;
 use super::*;
 
 #[test]

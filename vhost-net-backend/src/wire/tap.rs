@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use virtio::memory::GuestSlice;
 use virtio::net::{HEADER_LEN, NetHeader};
@@ -22,7 +23,7 @@ const TREND: u32 = 64;
 /// A tap queue as a wire.
 #[derive(Debug)]
 pub struct TapWire {
-    queue: TapQueue,
+    queue: Arc<TapQueue>,
     /// The one queue through which properties of the whole device are set.
     leader: bool,
     /// Whether the host puts frames into the queue; `None`: always, as the device has but one.
@@ -38,7 +39,7 @@ pub struct TapWire {
 
 impl TapWire {
     /// Wires for all queues of a device.
-    pub fn all(queues: Vec<TapQueue>) -> Vec<Self> {
+    pub fn all(queues: Vec<Arc<TapQueue>>) -> Vec<Self> {
         let many = queues.len() > 1;
         let wires = queues.into_iter().enumerate().map(|(at, queue)| Self {
             queue,

@@ -22,11 +22,11 @@ const SET_BACKEND_REQ_FD: u32 = 21;
 const CONFIG_CHANGE: [u8; 12] = [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
 
 /// The front-end's end of a back-end channel.
-struct Channel(UnixStream);
+pub(crate) struct Channel(UnixStream);
 
 impl Channel {
     /// Make one and give its other end to the back-end.
-    fn give(frontend: &mut Frontend) -> Self {
+    pub(crate) fn give(frontend: &mut Frontend) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
         frontend.set_backend_request_fd(&theirs).unwrap();
         ours.set_nonblocking(true).unwrap();
@@ -34,7 +34,7 @@ impl Channel {
     }
 
     /// Whether there is a message; it is taken.
-    fn told(&mut self) -> bool {
+    pub(crate) fn told(&mut self) -> bool {
         let mut message = [0; 12];
         let told = self.0.read_exact(&mut message).is_ok();
         assert!(!told || message == CONFIG_CHANGE, "{message:?}");
@@ -43,7 +43,7 @@ impl Channel {
 }
 
 /// Bit 0 of the status.
-fn link_up(frontend: &mut Frontend) -> bool {
+pub(crate) fn link_up(frontend: &mut Frontend) -> bool {
     let (_, config) = frontend
         .get_config(0, 12, VhostUserConfigFlags::empty(), &[0; 12])
         .unwrap();

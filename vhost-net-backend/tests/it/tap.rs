@@ -6,6 +6,7 @@ use std::process::Command;
 use netyard_testkit::tcp::Segment;
 use virtio::net::NetHeader;
 
+use crate::carrier::{Channel, link_up};
 use crate::guest::{FEATURES, Guest};
 use crate::process::{PROGRAM, Program};
 use crate::until;
@@ -196,5 +197,63 @@ fn a_tap_that_exists_is_attached_to() {
     until("it listens", || socket.exists());
     assert!(inside(&program, &["ip", "link", "show", "tap7"]).contains("UP"));
     let _guest = Guest::start(&socket, 1);
+    assert_eq!(program.terminate(), 0);
+}
+
+#[test]
+fn the_guests_link_follows_the_tap_which_is_attached_again_when_it_returns() {
+    if !possible() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let mut program = start(&socket, &["--tap", "tap0", "--queues", "2", "--mtu", "1400"]);
+    let mut guest = Guest::start(&socket, 2);
+    let mut channel = Channel::give(&mut guest.frontend);
+    assert!(link_up(&mut guest.frontend));
+    let ip = |args: &str| {
+        inside(
+            &program,
+            &[&["ip"], &*args.split(' ').collect::<Vec<_>>()].concat(),
+        )
+    };
+    let mut told = |guest: &mut Guest, up| {
+        until("the guest is told", || channel.told());
+        assert_eq!(link_up(&mut guest.frontend), up);
+    };
+    for _ in 0..2 {
+        ip("link set tap0 down");
+        told(&mut guest, false);
+        ip("link set tap0 up");
+        told(&mut guest, true);
+    }
+    // The second pair is unused, and stays so on the interface that comes.
+    guest.disable(2);
+    ip("link del tap0");
+    told(&mut guest, false);
+    let (header, lost) = syn([2, 0, 0, 0, 0, 1], 5000);
+    assert!(guest.send_with(0, &header, &lost));
+    until("it is taken back", || guest.in_flight(0) == 0);
+    ip("tuntap add tap0 mode tap multi_queue vnet_hdr");
+    told(&mut guest, true);
+    assert!(ip("link show tap0").contains("mtu 1400"));
+    ip("addr add 10.99.0.1/24 dev tap0");
+    ip("neigh replace 10.99.0.2 lladdr 02:00:00:00:00:09 dev tap0");
+    let link = ip("link show tap0");
+    let mac = link
+        .split_whitespace()
+        .skip_while(|word| *word != "link/ether")
+        .nth(1)
+        .unwrap();
+    let mut octets = mac.split(':').map(|octet| u8::from_str_radix(octet, 16).unwrap());
+    let mac = [(); 6].map(|()| octets.next().unwrap());
+    for flow in 0..8 {
+        let (header, frame) = syn(mac, 6000 + flow);
+        until("the answer comes on pair 0", || {
+            guest.send_with(0, &header, &frame);
+            std::iter::from_fn(|| guest.try_receive(0)).any(|frame| is_reset(&frame, 6000 + flow))
+        });
+    }
+    assert_eq!(guest.try_receive(1), None);
     assert_eq!(program.terminate(), 0);
 }

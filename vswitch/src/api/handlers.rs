@@ -8,7 +8,9 @@ use serde::Deserialize;
 
 use super::{ApiError, ApiState, Shutdown};
 use crate::mac::MacAddr;
-use crate::model::{ApiErrorBody, BridgeView, FdbEntryView, Flushed, NewFdbEntry, NewPort, PortView};
+use crate::model::{
+    ApiErrorBody, BridgeView, FdbEntryView, Flushed, NewFdbEntry, NewPort, PortChange, PortView,
+};
 use crate::switch::{Switch, SwitchError};
 
 /// Runs what may wait for a worker or for a port's session beside the API's own thread.
@@ -90,6 +92,23 @@ pub(super) async fn show_port(
     Path(name): Path<String>,
 ) -> Result<Json<PortView>, ApiError> {
     Ok(Json(state.switch.port_view(&name)?))
+}
+
+/// Changes a port.
+#[utoipa::path(
+    patch,
+    path = "/v1/ports/{name}",
+    params(("name" = String, Path)),
+    request_body = PortChange,
+    responses((status = 200, body = PortView), (status = 404, body = ApiErrorBody))
+)]
+pub(super) async fn set_port(
+    State(state): State<ApiState>,
+    Path(name): Path<String>,
+    Json(change): Json<PortChange>,
+) -> Result<Json<PortView>, ApiError> {
+    let view = aside(state, move |switch| switch.set_port(&name, &change)).await?;
+    Ok(Json(view))
 }
 
 /// Deletes a port and forgets its addresses.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::config::LinkSetting;
 use crate::daemon::SettingsArgs;
 use crate::mac::MacAddr;
 
@@ -153,6 +154,19 @@ pub(super) enum PortCommand {
         /// The MTU offered to the guest and enforced
         #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(68..))]
         mtu: Option<u16>,
+    },
+    /// Change a port while it is in use
+    #[command(after_help = "Examples:
+  vswitch port set br0 vm1 --link down            no frame passes, and the guest sees its link down
+  vswitch port set br0 vm1 --link up")]
+    Set {
+        /// Name of the bridge
+        bridge: String,
+        /// Name of the port
+        name: String,
+        /// Whether frames may pass; the guest sees its link follow
+        #[arg(long, value_name = "STATE", required = true)]
+        link: Option<LinkSetting>,
     },
     /// Delete a port
     Del {

@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 
 use comfy_table::{CellAlignment, Table, presets};
 
+use crate::config::LinkSetting;
 use crate::model::{BridgeView, FdbEntryView, PortState, PortView};
 
 fn table(header: &[&str], numbers_from: usize, rows: impl IntoIterator<Item = Vec<String>>) -> String {
@@ -153,11 +154,12 @@ pub(super) fn fdb(entries: &[FdbEntryView]) -> String {
     table(&["MAC", "VLAN", "PORT", "AGE"], 3, rows)
 }
 
-fn state(port: &PortView) -> &'static str {
-    match (port.state, port.connected) {
-        (PortState::Up, _) => "up",
-        (PortState::Down, true) => "connected",
-        (PortState::Down, false) => "down",
+pub(super) fn state(port: &PortView) -> &'static str {
+    match (port.link, port.state, port.connected) {
+        (LinkSetting::Down, ..) => "set down",
+        (_, PortState::Up, _) => "up",
+        (_, PortState::Down, true) => "connected",
+        (_, PortState::Down, false) => "down",
     }
 }
 

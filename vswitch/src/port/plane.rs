@@ -54,7 +54,7 @@ impl PortPlane {
     /// nothing any more would only mislead frames.
     fn set_ready(&self, pair: usize, ready: bool) {
         let before = self.port.set_ready(pair, ready);
-        if !ready && before != 0 && self.port.ready() == 0 {
+        if !ready && before != 0 && self.port.enabled() == 0 {
             self.bridge.fdb().flush(Some(self.port.id()));
         }
     }

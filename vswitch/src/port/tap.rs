@@ -1,14 +1,16 @@
 //! A port that is an interface of this host.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use vhost_net_backend::netlink::{NetlinkError, set_up};
-use vhost_net_backend::tap::{Tap, TapError, TapQueue};
+use vhost_net_backend::tap::{Tap, TapError, TapKeeper, TapQueue};
 use virtio::features as f;
 
 use super::Port;
+use crate::bridge::Bridge;
+use crate::config::LinkSetting;
 use crate::worker::WorkerShared;
 
 /// What the host can be sent and sends: everything that a tap knows.
@@ -40,49 +42,91 @@ pub enum TapPortError {
 /// The interface behind a port, for as long as the port is there.
 #[derive(Debug)]
 pub struct TapPort {
+    users: Users,
+    keeper: Mutex<Option<TapKeeper>>,
+}
+
+/// The port and its workers.
+#[derive(Debug, Clone)]
+struct Users {
     port: Arc<Port>,
+    bridge: Arc<Bridge>,
     workers: Vec<(Arc<WorkerShared>, u64)>,
 }
 
 impl TapPort {
-    /// Makes the interface, or attaches to it, sets it up, and gives its queues to the workers of `port`.
+    /// Makes the interface, or attaches to it, sets it up, and gives its queues to the workers of `port`. From then
+    /// on the port follows its link, and is attached again when the interface was deleted and another one of the name
+    /// appears.
     pub fn open(
         port: Arc<Port>,
+        bridge: Arc<Bridge>,
         interface: &str,
         workers: Vec<(Arc<WorkerShared>, u64)>,
     ) -> Result<Self, TapPortError> {
         let tap = Tap::open(interface, port.settings().queue_pairs)?;
         tap.set_offload(OFFLOADS)?;
         set_up(interface, port.settings().mtu)?;
+        let mtu = port.settings().mtu;
         port.features.store(OFFLOADS, Ordering::Relaxed);
-        let opened = Self { port, workers };
-        for (pair, queue) in tap.into_queues().into_iter().enumerate() {
+        let opened = Self {
+            users: Users {
+                port,
+                bridge,
+                workers,
+            },
+            keeper: Mutex::default(),
+        };
+        for (pair, queue) in tap.queues().iter().enumerate() {
             opened
-                .attach(pair, queue)
+                .attach(pair, Arc::clone(queue))
                 .map_err(|error| TapPortError::Watch(interface.to_owned(), error))?;
         }
-        opened.port.connected.store(true, Ordering::Relaxed);
+        opened.users.set_link(true);
+        opened.set_carrier(opened.users.port.link());
+        let users = opened.users.clone();
+        let keeper = TapKeeper::start(&tap, mtu, move |up| users.set_link(up))?;
+        *opened.keeper() = Some(keeper);
         Ok(opened)
     }
 
-    fn attach(&self, pair: usize, queue: TapQueue) -> std::io::Result<()> {
-        let (Some(queues), Some((worker, number))) = (self.port.pairs().get(pair), self.workers.get(pair))
-        else {
+    fn keeper(&self) -> MutexGuard<'_, Option<TapKeeper>> {
+        self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn attach(&self, pair: usize, queue: Arc<TapQueue>) -> std::io::Result<()> {
+        let Users { port, workers, .. } = &self.users;
+        let (Some(queues), Some((worker, number))) = (port.pairs().get(pair), workers.get(pair)) else {
             return Ok(());
         };
-        let queue = Arc::new(queue);
         worker.watch(&*queue, *number)?;
         *queues.tap.lock() = Some(queue);
-        self.port.set_ready(pair, true);
-        queues.ingress.want_attention();
-        worker.wake();
         Ok(())
+    }
+
+    /// Lets the host see what the port's link was set to.
+    pub fn set_carrier(&self, link: LinkSetting) {
+        let queue = self
+            .users
+            .port
+            .pairs()
+            .first()
+            .and_then(|pair| pair.tap.lock().clone());
+        if let Some(queue) = queue
+            && let Err(error) = queue.set_carrier(link == LinkSetting::Up)
+        {
+            tracing::warn!("the host does not see the link of its interface: {error}");
+        }
     }
 
     /// Lets go of the interface. When this returns, one that the port made is gone.
     pub fn close(&self) {
-        self.port.connected.store(false, Ordering::Relaxed);
-        for (queues, (worker, _)) in self.port.pairs().iter().zip(&self.workers) {
+        // It holds the queues too.
+        drop(self.keeper().take());
+        let Users { port, workers, .. } = &self.users;
+        port.connected.store(false, Ordering::Relaxed);
+        for (pair, (queues, (worker, _))) in port.pairs().iter().zip(workers).enumerate() {
+            port.set_ready(pair, false);
             let Some(queue) = queues.tap.lock().take() else {
                 continue;
             };
@@ -94,7 +138,24 @@ impl TapPort {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
-        self.port.ready.store(0, Ordering::Relaxed);
+    }
+}
+
+impl Users {
+    /// The interface's link went up or down.
+    fn set_link(&self, up: bool) {
+        self.port.connected.store(up, Ordering::Relaxed);
+        for (pair, (queues, (worker, _))) in self.port.pairs().iter().zip(&self.workers).enumerate() {
+            self.port.set_ready(pair, up);
+            if up {
+                // The host may have sent something before anybody looked.
+                queues.ingress.want_attention();
+                worker.wake();
+            }
+        }
+        if !up {
+            self.bridge.fdb().flush(Some(self.port.id()));
+        }
     }
 }
 

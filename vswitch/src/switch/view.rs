@@ -81,10 +81,11 @@ pub(super) fn port(port: &Port) -> PortView {
             PortState::Up
         },
         connected: port.is_connected(),
+        link: port.link(),
         mac: settings.mac,
         mtu: port.mtu(),
         queue_pairs: settings.queue_pairs,
-        enabled_queue_pairs: u16::try_from(port.ready().count_ones()).unwrap_or(u16::MAX),
+        enabled_queue_pairs: u16::try_from(port.enabled().count_ones()).unwrap_or(u16::MAX),
         features: FEATURES
             .iter()
             .filter(|(bit, _)| features & 1 << bit != 0)
@@ -107,7 +108,7 @@ fn queue(port: &Port, index: u16) -> Option<QueueView> {
     let get = Counter::get;
     Some(QueueView {
         index,
-        enabled: port.ready() & 1 << index != 0,
+        enabled: port.enabled() & 1 << index != 0,
         rx_frames: get(&rx.frames),
         rx_bytes: get(&rx.bytes),
         rx_bursts: get(&rx.bursts),

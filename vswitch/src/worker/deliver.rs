@@ -10,6 +10,7 @@ use super::BURST;
 use super::examine::Examined;
 use super::plan::Plan;
 use crate::bridge::{Bridge, PortTable};
+use crate::config::LinkSetting;
 use crate::counters::DropReason;
 use crate::fdb::Learned;
 use crate::mac::MacAddr;
@@ -98,6 +99,10 @@ impl Forwarder {
         let Some(counters) = port.pairs().get(pair).map(|pair| pair.ingress.counters()) else {
             return;
         };
+        if port.link() == LinkSetting::Down {
+            counters.drops.add(DropReason::LinkDown, sent.len() as u64);
+            return;
+        }
         let several_pairs = port.pairs().len() > 1;
         let (mut frames, mut bytes) = (0, 0);
         let mut source = None;

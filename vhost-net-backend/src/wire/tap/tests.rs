@@ -57,7 +57,7 @@ impl Rig {
                 err: None,
                 enabled: true,
             },
-            wire: TapWire::all(vec![TapQueue::stand_in(near)]).remove(0),
+            wire: TapWire::all(vec![Arc::new(TapQueue::stand_in(near))]).remove(0),
             memory,
             far,
             counters: Counters::default(),
