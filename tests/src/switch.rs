@@ -66,6 +66,40 @@ impl Switch {
         socket
     }
 
+    /// Adds a vhost-user port that connects to a socket which its front-end listens on, and gives back the socket.
+    ///
+    /// # Panics
+    /// When the port is refused.
+    pub fn add_client_port(&self, name: &str) -> PathBuf {
+        let socket = self.run.path().join(format!("{name}.sock"));
+        bin::succeed(
+            self.command()
+                .args(["port", "add", &self.bridge, name, "--client"])
+                .arg("--socket")
+                .arg(&socket),
+        );
+        socket
+    }
+
+    /// Kills the daemon with SIGKILL; [`Switch::again`] starts another.
+    ///
+    /// # Panics
+    /// When there is no daemon.
+    pub fn kill(&self) {
+        let pid = self.show()["pid"].as_u64().expect("the daemon's pid");
+        let pid = pid.to_string();
+        let killed = std::process::Command::new("kill").args(["-9", &pid]).status();
+        assert!(killed.is_ok_and(|status| status.success()), "kill -9 {pid}");
+        crate::deadline::wait_for(
+            "the daemon to be gone",
+            std::time::Duration::from_secs(10),
+            || {
+                let shown = self.command().args(["show", &self.bridge]).output().ok()?;
+                (!shown.status.success()).then_some(())
+            },
+        );
+    }
+
     /// `vswitch show`, parsed.
     ///
     /// # Panics

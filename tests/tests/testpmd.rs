@@ -1,4 +1,5 @@
-//! DPDK's virtio driver through the switch: split rings, with and without mergeable buffers, in order and not.
+//! DPDK's virtio driver through the switch: split and packed rings, with and without mergeable buffers, in order and not,
+//! and across a restart of the switch.
 
 use std::time::Duration;
 
@@ -78,4 +79,73 @@ fn e2e_testpmd_in_order_not_mergeable() {
 #[test]
 fn e2e_testpmd_vectorised() {
     loop_through_the_switch(",mrg_rxbuf=0,in_order=0,vectorized=1");
+}
+
+#[test]
+fn e2e_testpmd_packed() {
+    loop_through_the_switch(",packed_vq=1,mrg_rxbuf=1,in_order=0");
+}
+
+#[test]
+fn e2e_testpmd_packed_not_mergeable() {
+    loop_through_the_switch(",packed_vq=1,mrg_rxbuf=0,in_order=0");
+}
+
+#[test]
+fn e2e_testpmd_packed_in_order() {
+    loop_through_the_switch(",packed_vq=1,mrg_rxbuf=1,in_order=1");
+}
+
+#[test]
+fn e2e_testpmd_packed_vectorised() {
+    loop_through_the_switch(",packed_vq=1,mrg_rxbuf=0,in_order=1,vectorized=1");
+}
+
+/// The driver listens, the switch dies and another one takes its place: frames circulate again.
+fn outlives_the_switch(options: &str) {
+    let switch = Switch::up("br0", &[]);
+    let sockets = [switch.add_client_port("p0"), switch.add_client_port("p1")];
+    let mut testpmd = Testpmd::start(
+        switch.run_dir(),
+        &sockets,
+        &format!(",server=1,queues=1,queue_size=256{options}"),
+        &["--forward-mode=mac"],
+    );
+    for life in 0..2 {
+        if life > 0 {
+            switch.kill();
+            switch.again(&[]);
+        }
+        wait_for("both ports to be up", LIMIT, || {
+            // Asked for the link's state, the driver notices a lost connection and takes a new one.
+            for port in 0..2 {
+                testpmd.enter(&format!("show port info {port}"));
+                testpmd.expect("Link status:", LIMIT);
+            }
+            ["p0", "p1"]
+                .iter()
+                .all(|port| switch.port(port)["enabled_queue_pairs"] == 1)
+                .then_some(())
+        });
+        testpmd.enter("clear port stats all");
+        testpmd.enter("start tx_first 4");
+        testpmd.expect("nb forwarding cores", LIMIT);
+        wait_for("frames to circulate", LIMIT, || {
+            let stats = testpmd.stats(2);
+            stats.iter().all(|port| port.rx_packets > FRAMES).then_some(stats)
+        });
+        testpmd.enter("stop");
+        testpmd.expect("Done.", LIMIT);
+    }
+    testpmd.quit();
+}
+
+#[test]
+fn e2e_testpmd_split_outlives_the_switch() {
+    outlives_the_switch(",mrg_rxbuf=1,in_order=1");
+}
+
+#[test]
+fn e2e_testpmd_packed_outlives_the_switch() {
+    outlives_the_switch(",packed_vq=1,mrg_rxbuf=1,in_order=1");
 }

@@ -17,8 +17,13 @@ const CONFIG_FIELDS: usize = 12;
 pub(crate) const STATUS: Range<usize> = 6..8;
 
 /// Features that are offered whatever the plane can do: how rings work, not what frames look like.
-const RING_FEATURES: u64 =
-    f::VERSION_1 | f::RING_F_INDIRECT_DESC | f::RING_F_EVENT_IDX | f::VHOST_USER_F_PROTOCOL_FEATURES;
+const RING_FEATURES: u64 = f::VERSION_1
+    | f::RING_F_INDIRECT_DESC
+    | f::RING_F_EVENT_IDX
+    | f::RING_PACKED
+    | f::IN_ORDER
+    | f::RING_RESET
+    | f::VHOST_USER_F_PROTOCOL_FEATURES;
 
 /// Checksum and segmentation offloads, both ways.
 pub const OFFLOADS: u64 = f::NET_F_CSUM

@@ -18,8 +18,7 @@
 use std::sync::Arc;
 
 use virtio::memory::MemoryMap;
-use virtio::split::QueueError;
-use virtio::split::device::DeviceQueue;
+use virtio::queue::{Queue, QueueError};
 
 use crate::eventfd::{Call, Kick};
 
@@ -27,7 +26,7 @@ use crate::eventfd::{Call, Kick};
 #[derive(Debug)]
 pub struct Ring {
     /// The device end of the virtqueue.
-    pub queue: DeviceQueue,
+    pub queue: Queue,
     /// The driver's kicks; `None`: the driver never kicks, the ring has to be polled.
     pub kick: Option<Kick>,
     /// Where to signal used buffers; `None`: the driver polls.
@@ -69,9 +68,9 @@ pub trait DevicePlane: Send + Sync {
     fn ring_enabled(&self, index: u16, enabled: bool);
     /// A running ring's used-buffer signal was exchanged.
     fn call_changed(&self, index: u16, call: Option<Call>);
-    /// Stop a running ring, drop it, and return its next available index.
+    /// Stop a running ring, drop it, and return its next available index ([`Queue::next_avail`]).
     fn ring_stopped(&self, index: u16) -> u16;
-    /// The memory table changed: every running ring moves to the new map ([`DeviceQueue::set_memory`]). An error
+    /// The memory table changed: every running ring moves to the new map ([`Queue::set_memory`]). An error
     /// ends the connection.
     fn memory_changed(&self, memory: &Arc<MemoryMap>) -> Result<(), QueueError>;
     /// The front-end is gone: drop every ring.

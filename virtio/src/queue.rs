@@ -239,6 +239,12 @@ impl Queue {
         either!(self, q => q.set_memory(mem))
     }
 
+    /// The map that chains are translated with.
+    #[inline]
+    pub fn memory(&self) -> &Arc<MemoryMap> {
+        either!(self, q => q.memory())
+    }
+
     /// Entries in the queue.
     #[inline]
     pub fn size(&self) -> u16 {

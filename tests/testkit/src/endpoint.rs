@@ -282,15 +282,48 @@ impl Endpoint {
 
     /// Starts and enables one ring.
     pub fn start(&mut self, index: usize) -> Result<(), vhost::Error> {
+        self.restart(index, self.queues[index].config.next_avail)
+    }
+
+    /// Starts and enables one ring that stopped at `base`.
+    pub fn restart(&mut self, index: usize, base: u16) -> Result<(), vhost::Error> {
         let queue = &self.queues[index];
         let config = queue.config;
         let frontend = &mut self.frontend;
         frontend.set_vring_num(index, config.size)?;
         frontend.set_vring_addr(index, &addresses(&config))?;
-        frontend.set_vring_base(index, config.next_avail)?;
+        frontend.set_vring_base(index, base)?;
         frontend.set_vring_call(index, &queue.call)?;
         frontend.set_vring_kick(index, &queue.kick)?;
         frontend.set_vring_enable(index, true)
+    }
+
+    /// Stops one ring and starts it anew with `size` entries, as a driver does that resets it (`RING_RESET`).
+    pub fn reset(&mut self, index: usize, size: u16) -> Result<(), EndpointError> {
+        let failed = |source| EndpointError::Handshake {
+            socket: "a running port".to_owned(),
+            step: "resetting a ring",
+            source,
+        };
+        self.frontend.get_vring_base(index).map_err(failed)?;
+        self.frontend.set_vring_enable(index, false).map_err(failed)?;
+        let Queue {
+            config,
+            buffer_len,
+            region_step,
+            ..
+        } = &self.queues[index];
+        let (at, buffer_len, region_step) = (config.desc, *buffer_len, *region_step);
+        let len = usize::try_from(RingLayout::new(config.size).len).unwrap_or(0);
+        if let Some(ring) = self.map.slice(at, len) {
+            ring.write_from(0, &vec![0; len]);
+        }
+        let options = Options {
+            queue_size: size,
+            ..self.options
+        };
+        self.queues[index] = Queue::new(&self.map, at, buffer_len, region_step, &options)?;
+        self.start(index).map_err(failed)
     }
 
     /// Queue pairs.

@@ -246,7 +246,7 @@ impl Pair {
             } else {
                 self.counters.tx_malformed();
             }
-            ring.queue.add_used(chain.head, 0);
+            ring.queue.add_used([(chain.head, 0)]);
             done += 1;
         }
         ring.queue.unpop(u16::try_from(count - done).unwrap_or(0));

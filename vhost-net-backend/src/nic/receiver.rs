@@ -159,7 +159,7 @@ impl<'r> Receiver<'r> {
                 left -= part;
                 self.ring
                     .queue
-                    .add_used(chain.head, u32::try_from(part).unwrap_or(0));
+                    .add_used([(chain.head, u32::try_from(part).unwrap_or(0))]);
             }
         }
         self.taken += count;
@@ -209,7 +209,7 @@ impl<'r> Receiver<'r> {
     fn give_back(&mut self, bad: usize) {
         for at in self.taken..=bad {
             if let Some(chain) = self.burst.get(at) {
-                self.ring.queue.add_used(chain.head, 0);
+                self.ring.queue.add_used([(chain.head, 0)]);
             }
         }
         self.counters.rx_bad_chain();

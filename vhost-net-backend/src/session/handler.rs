@@ -18,7 +18,7 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut
 use virtio::features as f;
 use virtio::memory::guard::fault_count;
 use virtio::memory::{MAX_REGIONS, MemoryMap, Region};
-use virtio::split::device::DeviceQueue;
+use virtio::queue::Queue;
 
 use super::Shared;
 use super::back_channel::BackChannel;
@@ -94,9 +94,11 @@ impl Handler {
         Ok(accepted.is_some())
     }
 
-    /// `SET_VRING_ENABLE`, which needs protocol features negotiated, by whichever message came first.
+    /// `SET_VRING_ENABLE`, which needs protocol features negotiated, by whichever message came first. Disabling a ring
+    /// that is new is let pass: DPDK's driver, connected anew, stops its device before it negotiates.
     pub(super) fn set_vring_state(&mut self, index: u32, state: u32) -> Result<()> {
-        if !self.negotiated && self.features & f::VHOST_USER_F_PROTOCOL_FEATURES == 0 {
+        let negotiated = self.negotiated || self.features & f::VHOST_USER_F_PROTOCOL_FEATURES != 0;
+        if !negotiated && state != 0 {
             return Err(Error::InactiveFeature(VhostUserVirtioFeatures::PROTOCOL_FEATURES));
         }
         match state {
@@ -185,7 +187,8 @@ impl Handler {
     fn try_start(&mut self, index: u16) -> Result<()> {
         let ring = &mut self.rings[usize::from(index)];
         let Some(memory) = &self.memory else { return Ok(()) };
-        let Some(mut config) = ring.config(memory) else {
+        let packed = self.features & f::RING_PACKED != 0;
+        let Some(mut config) = ring.config(memory, packed) else {
             return Ok(());
         };
         if self.features & f::VERSION_1 == 0 {
@@ -195,7 +198,7 @@ impl Handler {
         }
         config.event_idx = self.features & f::RING_F_EVENT_IDX != 0;
         config.indirect = self.features & f::RING_F_INDIRECT_DESC != 0;
-        let queue = DeviceQueue::new(Arc::clone(memory), &config).map_err(refused)?;
+        let queue = Queue::new(Arc::clone(memory), &config, packed).map_err(refused)?;
         let kick = match std::mem::take(&mut ring.kick) {
             Kicking::Fd(kick) => Some(kick),
             Kicking::Never | Kicking::Unknown => None,
@@ -335,13 +338,14 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
+        let packed = self.features & f::RING_PACKED != 0;
         let size = u16::try_from(num)
             .ok()
-            .filter(|size| size.is_power_of_two() && *size <= 32768);
+            .filter(|size| (1..=32768).contains(size) && (packed || size.is_power_of_two()));
         let ring = self.stopped_ring(index)?;
         ring.size = Some(size.ok_or_else(|| {
             refused(format!(
-                "virtqueue {index} of {num} entries: use a power of two up to 32768"
+                "virtqueue {index} of {num} entries: use 1 to 32768, a power of two unless the ring is packed"
             ))
         })?);
         self.try_start(u16::try_from(index).unwrap_or(0))
@@ -364,7 +368,8 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
-        // Bits above the index belong to packed rings, which are not offered.
+        // The upper half is where a packed ring's used descriptors go on. A device that uses in order and stopped with
+        // nothing in flight goes on at the same place, and not every front-end fills it in.
         self.stopped_ring(index)?.base = u16::try_from(base & 0xffff).unwrap_or(0);
         Ok(())
     }
@@ -373,7 +378,13 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let (at, ring) = self.index(index)?;
         self.stop(at);
         self.publish_status();
-        Ok(VhostUserVringState::new(index, u32::from(self.rings[ring].base)))
+        let next = u32::from(self.rings[ring].base);
+        let packed = self.features & f::RING_PACKED != 0;
+        // Both positions of a packed ring, each with its wrap counter; nothing is in flight, so they are the same.
+        Ok(VhostUserVringState::new(
+            index,
+            if packed { next << 16 | next } else { next },
+        ))
     }
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {

@@ -30,7 +30,7 @@ pub(super) struct Addresses {
 pub(super) struct RingState {
     pub(super) size: Option<u16>,
     pub(super) addresses: Option<Addresses>,
-    /// Where the device goes on in the available ring.
+    /// Where the device goes on in the available ring; in a packed ring with the wrap counter in bit 15.
     pub(super) base: u16,
     pub(super) kick: Kicking,
     pub(super) call: Option<Call>,
@@ -41,25 +41,31 @@ pub(super) struct RingState {
 
 impl RingState {
     /// The queue's parameters, once the front-end has given all that a ring needs to run.
-    pub(super) fn config(&self, memory: &MemoryMap) -> Option<QueueConfig> {
+    pub(super) fn config(&self, memory: &MemoryMap, packed: bool) -> Option<QueueConfig> {
         if self.running || matches!(self.kick, Kicking::Unknown) {
             return None;
         }
         let (size, at) = (self.size?, self.addresses?);
+        let start = if packed {
+            self.base
+        } else {
+            used_idx(memory, at.used).unwrap_or(self.base)
+        };
         Some(QueueConfig {
             size,
             desc: at.desc,
             avail: at.avail,
             used: at.used,
-            next_avail: self.base,
-            used_idx: used_idx(memory, at.used).unwrap_or(self.base),
+            next_avail: start,
+            used_idx: start,
             ..QueueConfig::default()
         })
     }
 }
 
-/// The used index as the last device left it: the driver goes on from there, whatever was in flight when that
-/// device died.
+/// The used index as the last device left it. A device that uses in order and was stopped properly has nothing in flight,
+/// so this is its base, too. After one that died, what was in flight is done again; and a front-end that cannot know
+/// where a dead one stopped (DPDK's gives 0) need not.
 fn used_idx(memory: &MemoryMap, used: u64) -> Option<u16> {
     let mut index = [0u8; 2];
     memory.user_slice(used.checked_add(2)?, 2)?.read_to(0, &mut index);

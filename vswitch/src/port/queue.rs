@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use vhost_net_backend::Ring;
 use vhost_net_backend::eventfd::{Call, Kick};
 use vhost_net_backend::tap::TapQueue;
-use virtio::split::RingError;
-use virtio::split::device::DeviceQueue;
+use virtio::queue::{Queue, RingError};
 
 use crate::counters::QueueCounters;
 use crate::gate::Gate;
@@ -44,7 +43,7 @@ pub struct EgressQueue {
 #[derive(Debug)]
 pub struct IngressRing {
     /// The device end of the virtqueue.
-    pub queue: DeviceQueue,
+    pub queue: Queue,
     /// The guest's kicks; without them the ring is polled.
     pub kick: Option<Kick>,
     /// The state that both directions have.
@@ -55,7 +54,7 @@ pub struct IngressRing {
 #[derive(Debug)]
 pub struct EgressRing {
     /// The device end of the virtqueue.
-    pub queue: DeviceQueue,
+    pub queue: Queue,
     /// The guest took nothing when it was last waited for, and has not since.
     pub stalled: bool,
     /// The state that both directions have.

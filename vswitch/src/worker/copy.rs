@@ -254,7 +254,7 @@ impl<'a> Receiver<'a> {
     fn give_back(&mut self, upto: usize) {
         while self.next <= upto {
             if let Some(chain) = self.buffers.get(self.next) {
-                self.ring.queue.add_used(chain.head, 0);
+                self.ring.queue.add_used([(chain.head, 0)]);
             }
             self.next += 1;
             self.bad_buffers += 1;
@@ -282,7 +282,7 @@ impl<'a> Receiver<'a> {
         for _ in 0..count {
             if let Some(chain) = self.buffers.get(self.next) {
                 let len = left.min(chain.writable_len);
-                self.ring.queue.add_used(chain.head, len);
+                self.ring.queue.add_used([(chain.head, len)]);
                 left -= len;
             }
             self.next += 1;

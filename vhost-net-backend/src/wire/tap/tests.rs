@@ -6,7 +6,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use virtio::burst::Burst;
 use virtio::features as f;
 use virtio::memory::{MemoryMap, SharedMemory, read_chain};
-use virtio::split::device::DeviceQueue;
+use virtio::queue::Queue;
 use virtio::split::driver::{Buffer, DriverQueue};
 use virtio::split::{QueueConfig, RingLayout};
 
@@ -51,7 +51,7 @@ impl Rig {
         Self {
             driver: DriverQueue::new(Arc::clone(&memory), &config, None).unwrap(),
             ring: Ring {
-                queue: DeviceQueue::new(Arc::clone(&memory), &config).unwrap(),
+                queue: Queue::new(Arc::clone(&memory), &config, false).unwrap(),
                 kick: None,
                 call: None,
                 err: None,
@@ -125,7 +125,7 @@ fn a_frame_is_read_into_as_many_buffers_as_it_needs_and_the_rest_stay_posted() {
     }
     let counts = rig.counters.read();
     assert_eq!((counts.rx_frames, counts.rx_copied), (6, 0), "{counts:?}");
-    assert_eq!(rig.ring.queue.pending(), 100 - 1 - 1 - 2 - 5 - 32 - 1);
+    assert_eq!(rig.ring.queue.next_avail(), 1 + 1 + 2 + 5 + 32 + 1);
 }
 
 #[test]
