@@ -222,7 +222,7 @@ impl<'a> Checker<'a> {
                 .number(
                     "mtu",
                     spec.mtu,
-                    u64::from(vswitch::config::MIN_MTU)..=u64::from(u16::MAX),
+                    u64::from(vswitch::config::MIN_MTU)..=u64::from(vswitch::config::MAX_MTU),
                 )
                 .unwrap_or(vswitch::config::DEFAULT_MTU),
             ageing_s: self.number("ageing", spec.ageing, AGEING),

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
-use vhost_net_backend::config::{MAX_QUEUE_PAIRS, OFFLOADS};
+use vhost_net_backend::config::{MAX_QUEUE_PAIRS, OFFLOADS, USO};
 use vhost_net_backend::netlink::{self, NetlinkError};
 use vhost_net_backend::nic::Nic;
 use vhost_net_backend::session::SessionError;
@@ -268,6 +268,9 @@ fn wire(
         return Ok((wires, FarEnd::Link(link)));
     }
     let tap = open_tap(args, port)?;
+    if !tap.takes_uso() {
+        port.features &= !USO;
+    }
     tracing::info!(tap = tap.name(), queues = port.queue_pairs, "attached");
     let keeper = TapKeeper::start(&tap, args.mtu, changed)?;
     let wires = TapWire::all(tap.into_queues())

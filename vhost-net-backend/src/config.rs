@@ -33,7 +33,11 @@ pub const OFFLOADS: u64 = f::NET_F_CSUM
     | f::NET_F_HOST_ECN
     | f::NET_F_GUEST_TSO4
     | f::NET_F_GUEST_TSO6
-    | f::NET_F_GUEST_ECN;
+    | f::NET_F_GUEST_ECN
+    | USO;
+
+/// Segmentation of UDP, both ways. Taps know it since Linux 6.2.
+pub const USO: u64 = f::NET_F_HOST_USO | f::NET_F_GUEST_USO4 | f::NET_F_GUEST_USO6;
 
 /// Why a port cannot be as configured.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -111,8 +115,14 @@ impl PortConfig {
         // A bit is never offered without the one it depends on.
         for (bits, needs) in [
             (f::NET_F_MQ, f::NET_F_CTRL_VQ),
-            (f::NET_F_HOST_TSO4 | f::NET_F_HOST_TSO6, f::NET_F_CSUM),
-            (f::NET_F_GUEST_TSO4 | f::NET_F_GUEST_TSO6, f::NET_F_GUEST_CSUM),
+            (
+                f::NET_F_HOST_TSO4 | f::NET_F_HOST_TSO6 | f::NET_F_HOST_USO,
+                f::NET_F_CSUM,
+            ),
+            (
+                f::NET_F_GUEST_TSO4 | f::NET_F_GUEST_TSO6 | f::NET_F_GUEST_USO4 | f::NET_F_GUEST_USO6,
+                f::NET_F_GUEST_CSUM,
+            ),
             (f::NET_F_HOST_ECN, f::NET_F_HOST_TSO4 | f::NET_F_HOST_TSO6),
             (f::NET_F_GUEST_ECN, f::NET_F_GUEST_TSO4 | f::NET_F_GUEST_TSO6),
         ] {

@@ -10,6 +10,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
+use virtio::features as f;
+
 pub use keeper::TapKeeper;
 pub use queue::TapQueue;
 
@@ -148,6 +150,14 @@ impl Tap {
             Some(queue) => queue.set_offload(acked),
             None => Ok(()),
         }
+    }
+
+    /// Whether the kernel segments UDP for the interface (Linux 6.2 and later). Forgets which offloads were set.
+    pub fn takes_uso(&self) -> bool {
+        let uso = f::NET_F_GUEST_CSUM | f::NET_F_GUEST_USO4 | f::NET_F_GUEST_USO6;
+        let taken = self.set_offload(uso).is_ok();
+        let _ = self.set_offload(0);
+        taken
     }
 
     /// The queues.

@@ -44,7 +44,11 @@ pub const NET_F_GUEST_ANNOUNCE: u64 = 1 << 21;
 pub const NET_F_MQ: u64 = 1 << 22;
 /// The MAC address may be set through the control queue.
 pub const NET_F_CTRL_MAC_ADDR: u64 = 1 << 23;
-/// Device can receive USO.
+/// Driver can receive UDP super-frames over IPv4.
+pub const NET_F_GUEST_USO4: u64 = 1 << 54;
+/// Driver can receive UDP super-frames over IPv6.
+pub const NET_F_GUEST_USO6: u64 = 1 << 55;
+/// Device can receive UDP super-frames over IPv4 and IPv6.
 pub const NET_F_HOST_USO: u64 = 1 << 56;
 /// The device reports a per-packet hash.
 pub const NET_F_HASH_REPORT: u64 = 1 << 57;

@@ -1,6 +1,9 @@
 //! The virtio-net header (VIRTIO 1.3 §5.1.6), always in its 12-byte `VERSION_1` layout.
 
-use crate::features::{NET_F_CSUM, NET_F_HOST_ECN, NET_F_HOST_TSO4, NET_F_HOST_TSO6};
+use crate::features::{
+    NET_F_CSUM, NET_F_GUEST_CSUM, NET_F_GUEST_ECN, NET_F_GUEST_TSO4, NET_F_GUEST_TSO6, NET_F_GUEST_USO4,
+    NET_F_GUEST_USO6, NET_F_HOST_ECN, NET_F_HOST_TSO4, NET_F_HOST_TSO6, NET_F_HOST_USO,
+};
 
 /// Bytes of the header before every frame.
 pub const HEADER_LEN: usize = 12;
@@ -113,6 +116,48 @@ impl NetHeader {
         self.gso_type & !GSO_ECN
     }
 
+    /// The features without which a driver can't be given a frame with this header as it is.
+    ///
+    /// A UDP super-frame's header doesn't tell IPv4 from IPv6, so it needs both; drivers take both or none.
+    #[inline]
+    pub fn needed_to_receive(&self) -> u64 {
+        if self.is_plain() {
+            return 0;
+        }
+        let kind = match self.gso_kind() {
+            GSO_NONE => 0,
+            GSO_TCPV4 => NET_F_GUEST_TSO4,
+            GSO_UDP_L4 => NET_F_GUEST_USO4 | NET_F_GUEST_USO6,
+            _ => NET_F_GUEST_TSO6,
+        };
+        let ecn = if self.gso_type & GSO_ECN == 0 {
+            0
+        } else {
+            NET_F_GUEST_ECN
+        };
+        NET_F_GUEST_CSUM | kind | ecn
+    }
+
+    /// The features without which a driver may not transmit a frame with this header.
+    #[inline]
+    pub fn needed_to_transmit(&self) -> u64 {
+        if self.is_plain() {
+            return 0;
+        }
+        let kind = match self.gso_kind() {
+            GSO_NONE => 0,
+            GSO_TCPV4 => NET_F_HOST_TSO4,
+            GSO_UDP_L4 => NET_F_HOST_USO,
+            _ => NET_F_HOST_TSO6,
+        };
+        let ecn = if self.gso_type & GSO_ECN == 0 {
+            0
+        } else {
+            NET_F_HOST_ECN
+        };
+        NET_F_CSUM | kind | ecn
+    }
+
     /// Checks a header that a driver sent with a frame of `frame_len` bytes (header not counted) under the negotiated
     /// `features`. Returns the header as it may be handed on: flags unknown to the device cleared, `num_buffers` 0, fields
     /// without meaning zeroed, so that nothing unvalidated ever reaches a receiver.
@@ -141,6 +186,8 @@ impl NetHeader {
             let wanted = match self.gso_kind() {
                 GSO_TCPV4 => NET_F_HOST_TSO4,
                 GSO_TCPV6 => NET_F_HOST_TSO6,
+                // Congestion notification is TCP's.
+                GSO_UDP_L4 if self.gso_type == GSO_UDP_L4 => NET_F_HOST_USO,
                 _ => return Err(HeaderError::GsoType),
             };
             if features & wanted == 0 || (self.gso_type & GSO_ECN != 0 && features & NET_F_HOST_ECN == 0) {

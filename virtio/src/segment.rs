@@ -1,13 +1,13 @@
-//! TCP segmentation: a super-frame becomes frames for a receiver that can't take it whole.
+//! TCP and UDP segmentation: a super-frame becomes frames for a receiver that can't take it whole.
 //!
 //! The headers are parsed from the caller's copy of them; the payload goes straight from the sender's memory to its place in the
 //! receiver's. Nothing is allocated.
 
 use crate::checksum::{Checksum, copy_summing};
 use crate::memory::{Cursor, GuestSlice, chain_len, write_chain};
-use crate::net::{GSO_TCPV4, GSO_TCPV6, HDR_F_NEEDS_CSUM, NetHeader};
+use crate::net::{GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, HDR_F_NEEDS_CSUM, NetHeader};
 
-/// The longest Ethernet, VLAN, IP and TCP headers a super-frame may have.
+/// The longest Ethernet, VLAN, IP and TCP or UDP headers a super-frame may have.
 pub const MAX_HEADERS: usize = 256;
 /// The smallest segment size: a peer can't make one super-frame into more than some 1400 frames.
 pub const MIN_GSO_SIZE: u16 = 48;
@@ -18,8 +18,13 @@ const ETHERTYPE_VLANS: [u16; 2] = [0x8100, 0x88a8];
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const PROTOCOL_TCP: u8 = 6;
+const PROTOCOL_UDP: u8 = 17;
 /// Where TCP has its checksum.
 const TCP_CHECKSUM: usize = 16;
+/// Where UDP has its checksum.
+const UDP_CHECKSUM: usize = 6;
+const UDP_LENGTH: usize = 4;
+const UDP_LEN: usize = 8;
 const TCP_FLAGS: usize = 13;
 const TCP_FIN: u8 = 0x01;
 const TCP_PSH: u8 = 0x08;
@@ -42,7 +47,7 @@ pub enum SegmentError {
     TooLong,
 }
 
-/// Who completes the TCP checksum of each frame.
+/// Who completes the TCP or UDP checksum of each frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Completion {
     /// The receiver (it has negotiated `NET_F_GUEST_CSUM`): frames carry `NEEDS_CSUM`.
@@ -59,6 +64,7 @@ pub struct Segmenter {
     l3: usize,
     l4: usize,
     v6: bool,
+    udp: bool,
     payload: usize,
     mss: usize,
     count: usize,
@@ -71,12 +77,18 @@ impl Segmenter {
     /// [`MAX_HEADERS`] are looked at), with its validated virtio-net header.
     pub fn new(head: &[u8], header: &NetHeader, frame_len: usize) -> Result<Self, SegmentError> {
         let head = &head[..head.len().min(MAX_HEADERS).min(frame_len)];
-        let found = Headers::parse(head)?;
+        let udp = header.gso_type == GSO_UDP_L4;
+        let (protocol, checksum) = if udp {
+            (PROTOCOL_UDP, UDP_CHECKSUM)
+        } else {
+            (PROTOCOL_TCP, TCP_CHECKSUM)
+        };
+        let found = Headers::parse(head, protocol)?;
         let wanted = if found.v6 { GSO_TCPV6 } else { GSO_TCPV4 };
-        if header.gso_kind() != wanted
+        if (!udp && header.gso_kind() != wanted)
             || header.flags & HDR_F_NEEDS_CSUM == 0
             || usize::from(header.csum_start) != found.l4
-            || usize::from(header.csum_offset) != TCP_CHECKSUM
+            || usize::from(header.csum_offset) != checksum
         {
             return Err(SegmentError::Mismatch);
         }
@@ -95,7 +107,7 @@ impl Segmenter {
             found.l3 + 12..found.l3 + 20
         };
         pseudo.add(&head[addresses]);
-        pseudo.add_word(u16::from(PROTOCOL_TCP));
+        pseudo.add_word(u16::from(protocol));
         let mut copy = [0; MAX_HEADERS];
         copy[..found.len].copy_from_slice(&head[..found.len]);
         Ok(Self {
@@ -104,6 +116,7 @@ impl Segmenter {
             l3: found.l3,
             l4: found.l4,
             v6: found.v6,
+            udp,
             payload,
             mss,
             count: payload.div_ceil(mss).max(1),
@@ -129,7 +142,7 @@ impl Segmenter {
             Completion::Receiver => NetHeader {
                 flags: HDR_F_NEEDS_CSUM,
                 csum_start: u16::try_from(self.l4).unwrap_or(0),
-                csum_offset: u16::try_from(TCP_CHECKSUM).unwrap_or(0),
+                csum_offset: u16::try_from(self.checksum()).unwrap_or(0),
                 ..NetHeader::default()
             },
         }
@@ -144,12 +157,17 @@ impl Segmenter {
         }
     }
 
+    /// Where the checksum is in the TCP or UDP header.
+    fn checksum(&self) -> usize {
+        if self.udp { UDP_CHECKSUM } else { TCP_CHECKSUM }
+    }
+
     /// Payload bytes of frame `i`.
     fn piece_len(&self, i: usize) -> usize {
         self.payload.saturating_sub(i * self.mss).min(self.mss)
     }
 
-    /// The headers of frame `i`, complete but for the TCP checksum, which is the pseudo-header's sum.
+    /// The headers of frame `i`, complete but for the TCP or UDP checksum, which is the pseudo-header's sum.
     fn headers(&self, i: usize, out: &mut [u8; MAX_HEADERS]) {
         let piece = self.piece_len(i);
         *out = self.head;
@@ -169,6 +187,18 @@ impl Segmenter {
             sum.add(&out[self.l3..self.l4]);
             put(out, self.l3 + 10, sum.finish());
         }
+        if self.udp {
+            put(out, self.l4 + UDP_LENGTH, l4_len.to_be_bytes());
+        } else {
+            self.tcp_header(i, out);
+        }
+        let mut pseudo = self.pseudo;
+        pseudo.add_word(l4_len);
+        put(out, self.l4 + self.checksum(), pseudo.partial());
+    }
+
+    /// What differs from frame to frame in TCP's header.
+    fn tcp_header(&self, i: usize, out: &mut [u8; MAX_HEADERS]) {
         let at = self.l4 + 4;
         let seq = u32::from_be_bytes([
             self.head[at],
@@ -185,9 +215,6 @@ impl Segmenter {
         if i + 1 < self.count {
             *flags &= !(TCP_FIN | TCP_PSH);
         }
-        let mut pseudo = self.pseudo;
-        pseudo.add_word(l4_len);
-        put(out, self.l4 + TCP_CHECKSUM, pseudo.partial());
     }
 }
 
@@ -261,20 +288,20 @@ impl Frames<'_> {
     }
 }
 
-/// Completes the TCP checksum of a frame, whose field holds the pseudo-header's sum, with its payload's sum.
+/// Completes the TCP or UDP checksum of a frame, whose field holds the pseudo-header's sum, with its payload's sum.
 fn finish(plan: &Segmenter, head: &mut [u8; MAX_HEADERS], payload: Checksum) {
     let mut sum = Checksum::new();
-    // A TCP header is a multiple of four bytes: the payload starts at an even place.
+    // Either header is a multiple of four bytes: the payload starts at an even place.
     sum.add(&head[plan.l4..plan.head_len]);
     sum.add(&payload.partial());
-    put(head, plan.l4 + TCP_CHECKSUM, sum.finish_nonzero());
+    put(head, plan.l4 + plan.checksum(), sum.finish_nonzero());
 }
 
 fn put<const N: usize>(out: &mut [u8; MAX_HEADERS], at: usize, bytes: [u8; N]) {
     out[at..at + N].copy_from_slice(&bytes);
 }
 
-/// Where the headers of a TCP frame are.
+/// Where the headers of a TCP or UDP frame are.
 #[derive(Debug, Clone, Copy)]
 struct Headers {
     l3: usize,
@@ -284,7 +311,7 @@ struct Headers {
 }
 
 impl Headers {
-    fn parse(head: &[u8]) -> Result<Self, SegmentError> {
+    fn parse(head: &[u8], protocol: u8) -> Result<Self, SegmentError> {
         let byte = |at: usize| head.get(at).copied().ok_or(SegmentError::Headers);
         let word = |at: usize| Ok(u16::from_be_bytes([byte(at)?, byte(at + 1)?]));
         let (mut l3, mut tags) = (14, 0);
@@ -298,15 +325,18 @@ impl Headers {
             tags += 1;
         }
         let (v6, l4) = match ethertype {
-            ETHERTYPE_IPV4 => (false, ipv4_end(head, l3)?),
-            ETHERTYPE_IPV6 => (true, ipv6_end(head, l3)?),
+            ETHERTYPE_IPV4 => (false, ipv4_end(head, l3, protocol)?),
+            ETHERTYPE_IPV6 => (true, ipv6_end(head, l3, protocol)?),
             _ => return Err(SegmentError::Mismatch),
         };
-        let tcp_len = usize::from(byte(l4 + 12)? >> 4) * 4;
-        if tcp_len < 20 {
+        let l4_len = match protocol {
+            PROTOCOL_UDP => UDP_LEN,
+            _ => usize::from(byte(l4 + 12)? >> 4) * 4,
+        };
+        if protocol == PROTOCOL_TCP && l4_len < 20 {
             return Err(SegmentError::Mismatch);
         }
-        let len = l4 + tcp_len;
+        let len = l4 + l4_len;
         if len > head.len() {
             return Err(SegmentError::Headers);
         }
@@ -314,19 +344,19 @@ impl Headers {
     }
 }
 
-/// Where an IPv4 header ends, when TCP follows.
-fn ipv4_end(head: &[u8], l3: usize) -> Result<usize, SegmentError> {
+/// Where an IPv4 header ends, when `protocol` follows.
+fn ipv4_end(head: &[u8], l3: usize, protocol: u8) -> Result<usize, SegmentError> {
     let ip = head.get(l3..l3 + 20).ok_or(SegmentError::Headers)?;
     let len = usize::from(ip[0] & 0xf) * 4;
     let fragment = u16::from_be_bytes([ip[6], ip[7]]) & 0x3fff;
-    if ip[0] >> 4 != 4 || len < 20 || fragment != 0 || ip[9] != PROTOCOL_TCP {
+    if ip[0] >> 4 != 4 || len < 20 || fragment != 0 || ip[9] != protocol {
         return Err(SegmentError::Mismatch);
     }
     Ok(l3 + len)
 }
 
-/// Where an IPv6 header and its extension headers end, when TCP follows.
-fn ipv6_end(head: &[u8], l3: usize) -> Result<usize, SegmentError> {
+/// Where an IPv6 header and its extension headers end, when `protocol` follows.
+fn ipv6_end(head: &[u8], l3: usize, protocol: u8) -> Result<usize, SegmentError> {
     let ip = head.get(l3..l3 + 40).ok_or(SegmentError::Headers)?;
     if ip[0] >> 4 != 6 {
         return Err(SegmentError::Mismatch);
@@ -334,7 +364,7 @@ fn ipv6_end(head: &[u8], l3: usize) -> Result<usize, SegmentError> {
     let (mut next, mut at) = (ip[6], l3 + 40);
     for _ in 0..MAX_EXTENSION_HEADERS {
         match next {
-            PROTOCOL_TCP => return Ok(at),
+            _ if next == protocol => return Ok(at),
             // Hop-by-hop options, routing, destination options.
             0 | 43 | 60 => {
                 let header = head.get(at..at + 2).ok_or(SegmentError::Headers)?;

@@ -14,6 +14,8 @@ use crate::run_dir::BridgeDir;
 pub const MAX_QUEUE_PAIRS: u16 = 16;
 /// The smallest MTU a port may have.
 pub const MIN_MTU: u16 = 68;
+/// The largest MTU a port may have; longer frames pass as super-frames only.
+pub const MAX_MTU: u16 = 9216;
 /// The MTU of a port that was given none.
 pub const DEFAULT_MTU: u16 = 1500;
 

@@ -13,7 +13,7 @@ use vhost_net_backend::{PortConfig, Session, SessionHandle, SocketConfig};
 
 use crate::bridge::Bridge;
 use crate::config::{
-    BridgeConfig, LinkSetting, MAX_QUEUE_PAIRS, MIN_MTU, PortKind, PortSettings, StaticEntry,
+    BridgeConfig, LinkSetting, MAX_MTU, MAX_QUEUE_PAIRS, MIN_MTU, PortKind, PortSettings, StaticEntry,
 };
 use crate::mac::MacAddr;
 use crate::model::{BridgeView, FdbEntryView, NewFdbEntry, NewPort, PortChange, PortView};
@@ -226,11 +226,10 @@ impl Switch {
                 new.name, new.queues
             )));
         }
-        if let Some(mtu) = new.mtu.filter(|&mtu| mtu < MIN_MTU) {
+        if let Some(mtu) = new.mtu.filter(|mtu| !(MIN_MTU..=MAX_MTU).contains(mtu)) {
             return Err(SwitchError::Settings(format!(
-                "port {} cannot have an MTU of {mtu}: ask for {MIN_MTU} to {}",
-                new.name,
-                u16::MAX
+                "port {} cannot have an MTU of {mtu}: ask for {MIN_MTU} to {MAX_MTU}",
+                new.name
             )));
         }
         if let Some(mac) = new.mac.filter(|mac| !mac.is_valid_source()) {

@@ -230,6 +230,7 @@ fn refusals_say_what_and_why_with_the_right_exit_code() {
         &["port", "add", "br0", "vm4", "--queues", "17"][..],
         &["port", "add", "br0", "vm4", "--queues", "0"],
         &["port", "add", "br0", "vm4", "--mtu", "67"],
+        &["port", "add", "br0", "vm4", "--mtu", "9217"],
         &["port", "add", "br0", "vm4", "--mac", "nonsense"],
         &["port", "add", "br0", "vm4", "--tap", "t", "--socket", "/s"],
         &["up", "br1", "--workers", "0"],

@@ -7,9 +7,9 @@ use net::{BROADCAST, Net, frame, mac, udp};
 use netyard_testkit::endpoint::Options;
 use netyard_testkit::guest::Guest;
 use netyard_testkit::tcp::{Segment, checksum_is_right};
-use virtio::checksum::complete;
+use virtio::checksum::{Checksum, complete};
 use virtio::features as f;
-use virtio::net::{GSO_TCPV4, HDR_F_NEEDS_CSUM, NetHeader};
+use virtio::net::{GSO_TCPV4, GSO_UDP_L4, HDR_F_NEEDS_CSUM, NetHeader};
 use vswitch::config::BridgeSettings;
 
 const BASE: u64 = f::VERSION_1 | f::NET_F_MRG_RXBUF | f::RING_F_EVENT_IDX;
@@ -81,6 +81,130 @@ fn offloads_pass_between_guests_that_share_them() {
     let (_, received) = b.receive();
     assert_eq!((received.header.flags, received.frame), (HDR_F_NEEDS_CSUM, frame));
     assert_eq!(net.total_drops("a") + net.total_drops("b"), 0);
+}
+
+const USO: u64 = f::NET_F_HOST_USO | f::NET_F_GUEST_USO4 | f::NET_F_GUEST_USO6;
+
+/// A UDP datagram of the first guest for the second, to be segmented, and its header.
+fn udp_super_frame(payload: usize, size: u16) -> (NetHeader, Vec<u8>) {
+    let mut frame = udp(2, 1, [7, 9], 0);
+    frame.truncate(42);
+    frame.extend((0..payload).map(|at| u8::try_from(at % 251).unwrap()));
+    let len = u16::try_from(payload + 8).unwrap();
+    frame[16..18].copy_from_slice(&(len + 20).to_be_bytes());
+    frame[38..40].copy_from_slice(&len.to_be_bytes());
+    let mut pseudo = Checksum::new();
+    pseudo.add(&frame[26..34]);
+    pseudo.add(&[0, 17]);
+    pseudo.add(&len.to_be_bytes());
+    frame[40..42].copy_from_slice(&pseudo.partial());
+    let header = NetHeader {
+        flags: HDR_F_NEEDS_CSUM,
+        gso_type: GSO_UDP_L4,
+        gso_size: size,
+        hdr_len: 42,
+        csum_start: 34,
+        csum_offset: 6,
+        ..NetHeader::default()
+    };
+    (header, frame)
+}
+
+#[test]
+fn udp_super_frames_pass_or_are_segmented_as_the_receiver_negotiated() {
+    let net = Net::new();
+    let mut a = net.guest_with("a", options(OFFLOADS | USO));
+    let mut b = net.guest_with("b", options(OFFLOADS | USO));
+    learn(&mut [&mut a, &mut b]);
+    let (header, frame) = udp_super_frame(30_000, 1400);
+    a.send_with(0, &header, &frame);
+    let (_, received) = b.receive();
+    assert_eq!(received.frame, frame);
+    assert_eq!(
+        (received.header.gso_type, received.header.gso_size),
+        (GSO_UDP_L4, 1400)
+    );
+
+    // TCP's offloads, half of UDP's, or none are not enough.
+    for taken in [OFFLOADS, OFFLOADS | f::NET_F_GUEST_USO4, 0] {
+        drop(b);
+        netyard_testkit::guest::wait_for("the port to be free", || !net.is_up("b"));
+        b = net.connect("b", options(taken));
+        b.send(0, &net::frame(BROADCAST, mac(2), 0, 60));
+        a.receive();
+        a.send_with(0, &header, &frame);
+        let mut payload = Vec::new();
+        while payload.len() < 30_000 {
+            let (_, mut got) = b.receive();
+            assert_eq!(got.header.gso_type, 0);
+            if taken & f::NET_F_GUEST_CSUM == 0 {
+                assert_eq!(got.header.flags, 0);
+            } else {
+                assert_eq!(got.header.flags, HDR_F_NEEDS_CSUM);
+                assert!(complete(&mut got.frame, 34, 6));
+            }
+            let mut sum = Checksum::new();
+            sum.add(&got.frame[26..34]);
+            sum.add(&[0, 17]);
+            sum.add(&got.frame[38..40]);
+            sum.add(&got.frame[34..]);
+            assert_eq!(sum.finish(), [0, 0], "the checksum is right");
+            payload.extend_from_slice(&got.frame[42..]);
+        }
+        assert_eq!(payload, frame[42..]);
+    }
+    assert_eq!(net.total_drops("a") + net.total_drops("b"), 0);
+}
+
+#[test]
+fn a_udp_super_frame_that_was_not_negotiated_is_dropped() {
+    let net = Net::new();
+    let mut a = net.guest_with("a", options(OFFLOADS));
+    let (header, frame) = udp_super_frame(30_000, 1400);
+    a.send_with(0, &header, &frame);
+    a.flush();
+    assert_eq!(net.drops("a", "bad-header"), 1);
+}
+
+#[test]
+fn jumbo_frames_pass_up_to_the_mtu_of_both_ports() {
+    let net = Net::new();
+    let jumbo = Options {
+        slot_len: 10_000,
+        ..Options::default()
+    };
+    for (name, mtu) in [("a", Some(9216)), ("b", Some(9000)), ("c", None)] {
+        let port = vswitch::model::NewPort {
+            mtu,
+            ..net.new_port(name, 1)
+        };
+        net.switch.add_port(&port).unwrap();
+    }
+    let mut a = net.connect("a", jumbo);
+    let mut b = net.connect("b", jumbo);
+    let mut c = net.connect("c", jumbo);
+    b.send(0, &frame(BROADCAST, mac(2), 0, 60));
+    a.receive();
+    c.receive();
+    // A header and a VLAN tag are not counted.
+    for len in [1514, 9000, 9014, 9018] {
+        let sent = frame(mac(2), mac(1), 3, len);
+        a.send(0, &sent);
+        b.expect(&sent);
+    }
+    a.send(0, &frame(mac(2), mac(1), 3, 9019));
+    // Too long for its sender's own port.
+    a.send(0, &frame(mac(2), mac(1), 3, 9216 + 19));
+    // Flooded: it fits one of the other ports.
+    let flooded = frame(BROADCAST, mac(1), 4, 9018);
+    a.send(0, &flooded);
+    b.expect(&flooded);
+    let marker = frame(BROADCAST, mac(1), 5, 1518);
+    a.send(0, &marker);
+    b.expect(&marker);
+    c.expect(&marker);
+    assert_eq!(net.drops("a", "oversize"), 1);
+    assert_eq!((net.drops("b", "oversize"), net.drops("c", "oversize")), (1, 1));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use clap::ValueEnum as _;
-use vswitch::config::{BridgeSettings, MIN_MTU};
+use vswitch::config::{BridgeSettings, MAX_MTU, MIN_MTU};
 use vswitch::fdb::OnFull;
 
 use super::{
@@ -126,7 +126,7 @@ fn switch() -> Section {
         title: "A switch",
         text: "On the host it is the bridge `LAB.SWITCH` of `vswitch`. A switch with defaults alone is `{}` or nothing.".to_owned(),
         keys: vec![
-            key("mtu", from_to(&(MIN_MTU..=u16::MAX)), &mtu, "largest IP packet that its ports carry, in bytes"),
+            key("mtu", from_to(&(MIN_MTU..=MAX_MTU)), &mtu, "largest IP packet that its ports carry, in bytes"),
             key("ageing", from_to(&AGEING), &defaults.ageing, "seconds until a silent address is forgotten"),
             key("fdb_size", from_to(&vswitch::fdb::SIZE_LIMITS), &defaults.fdb_size, "most addresses in the forwarding database"),
             key("on_full", one_of(OnFull::value_variants()), &name(defaults.on_full), "what a full forwarding database does with a new address: leave it unlearned, replace the oldest entry, replace one of the port that holds the most, or drop its frames"),

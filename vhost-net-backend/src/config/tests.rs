@@ -16,6 +16,12 @@ fn the_default_port_offers_what_the_device_serves() {
         f::NET_F_MTU,
         f::NET_F_STATUS,
         f::NET_F_HOST_TSO6,
+        f::NET_F_HOST_USO,
+        f::NET_F_GUEST_USO4,
+        f::NET_F_GUEST_USO6,
+        f::RING_PACKED,
+        f::IN_ORDER,
+        f::RING_RESET,
         f::VHOST_USER_F_PROTOCOL_FEATURES,
     ] {
         assert_ne!(offered & bit, 0, "bit {bit:#x}");
@@ -29,7 +35,7 @@ fn a_bit_is_not_offered_without_the_one_it_needs() {
         features: !f::NET_F_CSUM,
         ..PortConfig::new("p")
     };
-    let host = f::NET_F_HOST_TSO4 | f::NET_F_HOST_TSO6 | f::NET_F_HOST_ECN;
+    let host = f::NET_F_HOST_TSO4 | f::NET_F_HOST_TSO6 | f::NET_F_HOST_ECN | f::NET_F_HOST_USO;
     assert_eq!(no_csum.offered() & host, 0);
     let no_ctrl = PortConfig {
         features: !f::NET_F_CTRL_VQ,

@@ -201,6 +201,11 @@ fn attach(fd: BorrowedFd<'_>, name: &str, multi_queue: bool) -> Result<(), TapEr
     })
 }
 
+/// UDP segmentation, `TUNSETOFFLOAD` in `linux/if_tun.h`.
+pub(super) const TUN_F_USO4: libc::c_uint = 0x20;
+/// The same over IPv6.
+pub(super) const TUN_F_USO6: libc::c_uint = 0x40;
+
 /// The kernel's flags for what the driver is able to receive.
 pub(super) fn offload_flags(acked: u64) -> libc::c_uint {
     if acked & f::NET_F_GUEST_CSUM == 0 {
@@ -218,6 +223,11 @@ pub(super) fn offload_flags(acked: u64) -> libc::c_uint {
     // The kernel refuses ECN without segmentation.
     if acked & f::NET_F_GUEST_ECN != 0 && flags != libc::TUN_F_CSUM {
         flags |= libc::TUN_F_TSO_ECN;
+    }
+    // The kernel takes both or none.
+    let uso = f::NET_F_GUEST_USO4 | f::NET_F_GUEST_USO6;
+    if acked & uso == uso {
+        flags |= TUN_F_USO4 | TUN_F_USO6;
     }
     flags
 }

@@ -1,6 +1,6 @@
 use virtio::features as f;
 
-use super::queue::offload_flags;
+use super::queue::{TUN_F_USO4, TUN_F_USO6, offload_flags};
 use super::*;
 
 #[test]
@@ -40,4 +40,10 @@ fn offloads_follow_what_the_driver_acknowledged() {
     let all = f::NET_F_GUEST_CSUM | f::NET_F_GUEST_TSO4 | f::NET_F_GUEST_TSO6 | f::NET_F_GUEST_ECN;
     let flags = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
     assert_eq!(offload_flags(all), flags);
+    // Half of UDP's would be refused.
+    assert_eq!(offload_flags(all | f::NET_F_GUEST_USO4), flags);
+    assert_eq!(
+        offload_flags(all | f::NET_F_GUEST_USO4 | f::NET_F_GUEST_USO6),
+        flags | TUN_F_USO4 | TUN_F_USO6
+    );
 }

@@ -143,9 +143,10 @@ fn as_host(acked: u64) -> u64 {
         (f::NET_F_GUEST_TSO4, f::NET_F_HOST_TSO4),
         (f::NET_F_GUEST_TSO6, f::NET_F_HOST_TSO6),
         (f::NET_F_GUEST_ECN, f::NET_F_HOST_ECN),
+        (f::NET_F_GUEST_USO4 | f::NET_F_GUEST_USO6, f::NET_F_HOST_USO),
     ]
     .into_iter()
-    .filter(|(guest, _)| acked & guest != 0)
+    .filter(|&(guest, _)| acked & guest == guest)
     .fold(0, |bits, (_, host)| bits | host)
 }
 

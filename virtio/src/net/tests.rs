@@ -6,7 +6,10 @@ use super::{
     GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, HDR_F_DATA_VALID, HDR_F_NEEDS_CSUM, HEADER_LEN, HeaderError,
     NetHeader,
 };
-use crate::features::{NET_F_CSUM, NET_F_HOST_ECN, NET_F_HOST_TSO4, NET_F_HOST_TSO6};
+use crate::features::{
+    NET_F_CSUM, NET_F_GUEST_CSUM, NET_F_GUEST_ECN, NET_F_GUEST_TSO4, NET_F_GUEST_TSO6, NET_F_GUEST_USO4,
+    NET_F_GUEST_USO6, NET_F_HOST_ECN, NET_F_HOST_TSO4, NET_F_HOST_TSO6, NET_F_HOST_USO,
+};
 
 const ALL: u64 = NET_F_CSUM | NET_F_HOST_TSO4 | NET_F_HOST_TSO6 | NET_F_HOST_ECN;
 
@@ -61,6 +64,57 @@ fn good_headers_are_passed_on_clean() {
         ..gso()
     };
     assert_eq!(long.validate_tx(4000, ALL).map(|h| h.hdr_len), Ok(0));
+}
+
+fn udp() -> NetHeader {
+    NetHeader {
+        gso_type: GSO_UDP_L4,
+        csum_offset: 6,
+        ..gso()
+    }
+}
+
+#[test]
+fn udp_super_frames_need_their_own_bit_and_have_no_ecn() {
+    assert_eq!(udp().validate_tx(4000, ALL | NET_F_HOST_USO), Ok(udp()));
+    assert_eq!(udp().validate_tx(4000, ALL), Err(HeaderError::GsoType));
+    let ecn = NetHeader {
+        gso_type: GSO_UDP_L4 | GSO_ECN,
+        ..udp()
+    };
+    assert_eq!(
+        ecn.validate_tx(4000, ALL | NET_F_HOST_USO),
+        Err(HeaderError::GsoType)
+    );
+}
+
+#[test]
+fn a_header_tells_what_its_frame_needs() {
+    let of = |gso_type| {
+        let header = NetHeader { gso_type, ..gso() };
+        (header.needed_to_receive(), header.needed_to_transmit())
+    };
+    assert_eq!(of(0), (NET_F_GUEST_CSUM, NET_F_CSUM));
+    assert_eq!(
+        of(GSO_TCPV4),
+        (NET_F_GUEST_CSUM | NET_F_GUEST_TSO4, NET_F_CSUM | NET_F_HOST_TSO4)
+    );
+    assert_eq!(
+        of(GSO_TCPV6 | GSO_ECN),
+        (
+            NET_F_GUEST_CSUM | NET_F_GUEST_TSO6 | NET_F_GUEST_ECN,
+            NET_F_CSUM | NET_F_HOST_TSO6 | NET_F_HOST_ECN
+        )
+    );
+    assert_eq!(
+        of(GSO_UDP_L4),
+        (
+            NET_F_GUEST_CSUM | NET_F_GUEST_USO4 | NET_F_GUEST_USO6,
+            NET_F_CSUM | NET_F_HOST_USO
+        )
+    );
+    assert_eq!(NetHeader::default().needed_to_receive(), 0);
+    assert_eq!(NetHeader::default().needed_to_transmit(), 0);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::{Completion, MAX_HEADERS, SegmentError, Segmenter};
 use crate::checksum::complete;
 use crate::memory::{SharedMemory, read_chain, write_chain};
-use crate::net::{GSO_TCPV4, GSO_TCPV6, HDR_F_NEEDS_CSUM, NetHeader};
+use crate::net::{GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, HDR_F_NEEDS_CSUM, NetHeader};
 
 const SEQ: u32 = 0xffff_fff0;
 
@@ -93,8 +93,124 @@ fn check(frame: &[u8]) -> (u32, Vec<u8>, (bool, bool, bool), u16) {
     )
 }
 
+/// A UDP datagram far longer than a frame, and its virtio-net header.
+fn udp_super_frame(v6: bool, vlan: bool, payload: &[u8], mss: u16) -> (Vec<u8>, NetHeader) {
+    let ether = PacketBuilder::ethernet2([2; 6], [4; 6]);
+    let mut frame = Vec::new();
+    let (a4, b4, a6, b6) = ([10, 1, 2, 3], [10, 3, 2, 1], [0xfd; 16], [0xfe; 16]);
+    let id = VlanId::try_new(5).expect("id");
+    let built = match (vlan, v6) {
+        (false, false) => ether.ipv4(a4, b4, 64).udp(1000, 2000).write(&mut frame, payload),
+        (false, true) => ether.ipv6(a6, b6, 64).udp(1000, 2000).write(&mut frame, payload),
+        (true, false) => ether
+            .single_vlan(id)
+            .ipv4(a4, b4, 64)
+            .udp(1000, 2000)
+            .write(&mut frame, payload),
+        (true, true) => ether
+            .single_vlan(id)
+            .ipv6(a6, b6, 64)
+            .udp(1000, 2000)
+            .write(&mut frame, payload),
+    };
+    built.expect("frame");
+    let l4 = if vlan { 18 } else { 14 } + if v6 { 40 } else { 20 };
+    let header = NetHeader {
+        flags: HDR_F_NEEDS_CSUM,
+        gso_type: GSO_UDP_L4,
+        gso_size: mss,
+        csum_start: l4,
+        csum_offset: 6,
+        ..NetHeader::default()
+    };
+    (frame, header)
+}
+
+/// Checks one UDP frame and returns (payload, IPv4 identification).
+fn check_udp(frame: &[u8]) -> (Vec<u8>, u16) {
+    let packet = SlicedPacket::from_ethernet(frame).expect("a valid frame");
+    let Some(TransportSlice::Udp(udp)) = packet.transport else {
+        panic!("not UDP")
+    };
+    assert_eq!(usize::from(udp.length()), 8 + udp.payload().len());
+    let header = udp.to_header();
+    let (sum, id) = match packet.net.expect("an IP header") {
+        NetSlice::Ipv4(ip) => {
+            let ip = ip.header().to_header();
+            assert_eq!(ip.header_checksum, ip.calc_header_checksum());
+            let sum = header.calc_checksum_ipv4(&ip, udp.payload()).expect("fits");
+            (sum, ip.identification)
+        }
+        NetSlice::Ipv6(ip) => {
+            let ip = ip.header().to_header();
+            (header.calc_checksum_ipv6(&ip, udp.payload()).expect("fits"), 0)
+        }
+        NetSlice::Arp(_) => panic!("not IP"),
+    };
+    assert_eq!(udp.checksum(), sum);
+    (udp.payload().to_vec(), id)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn datagrams_are_valid_and_carry_the_payload(
+        v6: bool,
+        vlan: bool,
+        here: bool,
+        len in 0usize..60_000,
+        mss in 300u16..9000,
+        cut in 0usize..3000,
+        seed: u8,
+    ) {
+        let payload: Vec<u8> = (0..len).map(|i| (i * 31 + usize::from(seed)).to_le_bytes()[0]).collect();
+        let (frame, header) = udp_super_frame(v6, vlan, &payload, mss);
+        let shared = SharedMemory::new("segment", 0, 1 << 17).expect("shared memory");
+        let (a, b) = shared.region().slice().split_at(cut);
+        let src = [a, b];
+        write_chain(&src, 12, &frame);
+        let plan = Segmenter::new(&frame[..frame.len().min(MAX_HEADERS)], &header, frame.len()).expect("a plan");
+        let completion = if here { Completion::Here } else { Completion::Receiver };
+        let mut frames = plan.frames(&src, 12);
+        let (mut got, mut count) = (Vec::new(), 0);
+        while let Some(expected) = frames.next_len() {
+            let mut out = vec![0; expected];
+            prop_assert_eq!(frames.write_next_to(&mut out, completion), Some(expected));
+            if !here {
+                let net = plan.net_header(completion);
+                prop_assert!(complete(&mut out, net.csum_start, net.csum_offset));
+            }
+            let (part, id) = check_udp(&out);
+            let last = count + 1 == plan.count();
+            prop_assert!(part.len() == usize::from(mss) || last && part.len() <= usize::from(mss));
+            if !v6 {
+                prop_assert_eq!(usize::from(id), count);
+            }
+            got.extend_from_slice(&part);
+            count += 1;
+        }
+        prop_assert_eq!(count, plan.count());
+        prop_assert_eq!(got, payload);
+    }
+
+    #[test]
+    fn mutated_datagrams_never_panic(at in 12usize..70, value: u8, v6: bool, vlan: bool, mss: u16) {
+        let (mut frame, header) = udp_super_frame(v6, vlan, &[9; 4000], mss);
+        frame[at] = value;
+        let shared = SharedMemory::new("segment", 0, 1 << 17).expect("shared memory");
+        let (from, to) = shared.region().slice().split_at(1 << 16);
+        from.write_from(0, &frame);
+        let src = [from];
+        if let Ok(plan) = Segmenter::new(&frame[..MAX_HEADERS], &header, frame.len()) {
+            let mut frames = plan.frames(&src, 0);
+            let mut count = 0;
+            while frames.write_next(&[to], 0, Completion::Here).is_some() {
+                count += 1;
+            }
+            prop_assert_eq!(count, plan.count());
+        }
+    }
+
     #[test]
     fn frames_are_valid_and_carry_the_payload(
         v6: bool,
@@ -214,6 +330,22 @@ fn what_does_not_fit_is_refused() {
         ),
         Err(SegmentError::TooLong)
     ));
+}
+
+#[test]
+fn a_type_that_the_headers_are_not_of_is_refused() {
+    let (tcp, of_tcp) = super_frame(false, false, false, &[1; 3000], 1448);
+    let (udp, of_udp) = udp_super_frame(false, false, &[1; 3000], 1448);
+    let plan = |header: &NetHeader, frame: &[u8]| Segmenter::new(frame, header, frame.len()).map(|_| ());
+    assert_eq!(plan(&of_udp, &udp), Ok(()));
+    assert_eq!(plan(&of_udp, &tcp), Err(SegmentError::Mismatch));
+    assert_eq!(plan(&of_tcp, &udp), Err(SegmentError::Mismatch));
+    let elsewhere = NetHeader {
+        csum_offset: 16,
+        ..of_udp
+    };
+    assert_eq!(plan(&elsewhere, &udp), Err(SegmentError::Mismatch));
+    assert_eq!(plan(&of_udp, &udp[..41]), Err(SegmentError::Headers));
 }
 
 #[test]

@@ -151,8 +151,8 @@ pub(super) enum PortCommand {
         /// The address offered to the guest
         #[arg(long)]
         mac: Option<MacAddr>,
-        /// The MTU offered to the guest and enforced
-        #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(68..))]
+        /// The MTU offered to the guest and enforced, 68 to 9216
+        #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(68..=9216))]
         mtu: Option<u16>,
     },
     /// Change a port while it is in use

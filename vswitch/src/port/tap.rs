@@ -4,24 +4,15 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use vhost_net_backend::config::{OFFLOADS, USO};
 use vhost_net_backend::netlink::{NetlinkError, set_up};
 use vhost_net_backend::tap::{Tap, TapError, TapKeeper, TapQueue};
-use virtio::features as f;
 
 use super::Port;
 use crate::bridge::Bridge;
 use crate::config::LinkSetting;
 use crate::worker::WorkerShared;
 
-/// What the host can be sent and sends: everything that a tap knows.
-const OFFLOADS: u64 = f::NET_F_CSUM
-    | f::NET_F_GUEST_CSUM
-    | f::NET_F_HOST_TSO4
-    | f::NET_F_HOST_TSO6
-    | f::NET_F_HOST_ECN
-    | f::NET_F_GUEST_TSO4
-    | f::NET_F_GUEST_TSO6
-    | f::NET_F_GUEST_ECN;
 /// How long a worker's last burst to the interface is waited for, in steps of a millisecond.
 const LAST_BURST: u32 = 200;
 
@@ -65,10 +56,16 @@ impl TapPort {
         workers: Vec<(Arc<WorkerShared>, u64)>,
     ) -> Result<Self, TapPortError> {
         let tap = Tap::open(interface, port.settings().queue_pairs)?;
-        tap.set_offload(OFFLOADS)?;
+        // What the host can be sent and sends: everything that its taps know.
+        let offloads = if tap.takes_uso() {
+            OFFLOADS
+        } else {
+            OFFLOADS & !USO
+        };
+        tap.set_offload(offloads)?;
         set_up(interface, port.settings().mtu)?;
         let mtu = port.settings().mtu;
-        port.features.store(OFFLOADS, Ordering::Relaxed);
+        port.features.store(offloads, Ordering::Relaxed);
         let opened = Self {
             users: Users {
                 port,

@@ -2,11 +2,9 @@
 
 use virtio::burst::Burst;
 use virtio::checksum;
-use virtio::features::{
-    NET_F_GUEST_CSUM, NET_F_GUEST_ECN, NET_F_GUEST_TSO4, NET_F_GUEST_TSO6, NET_F_MRG_RXBUF,
-};
+use virtio::features::{NET_F_GUEST_CSUM, NET_F_MRG_RXBUF};
 use virtio::memory::{GuestSlice, copy_chain, read_chain, write_chain};
-use virtio::net::{GSO_ECN, GSO_NONE, GSO_TCPV4, HEADER_LEN, NetHeader};
+use virtio::net::{GSO_NONE, HEADER_LEN, NetHeader};
 use virtio::segment::{Completion, Segmenter};
 
 use super::examine::Examined;
@@ -95,17 +93,7 @@ impl<'a> Receiver<'a> {
 
     /// Whether the guest negotiated every offload that the header asks for.
     fn takes(&self, header: &NetHeader) -> bool {
-        let mut needed = NET_F_GUEST_CSUM;
-        if header.gso_type != GSO_NONE {
-            needed |= if header.gso_kind() == GSO_TCPV4 {
-                NET_F_GUEST_TSO4
-            } else {
-                NET_F_GUEST_TSO6
-            };
-        }
-        if header.gso_type & GSO_ECN != 0 {
-            needed |= NET_F_GUEST_ECN;
-        }
+        let needed = header.needed_to_receive();
         self.features & needed == needed
     }
 

@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
-use virtio::net::GSO_NONE;
+use vhost_net_backend::tap::TapQueue;
+use virtio::memory::GuestSlice;
+use virtio::net::{GSO_NONE, HEADER_LEN};
+use virtio::segment::{Completion, Segmenter};
 
 use super::copy::Receiver;
 use super::deliver::{Forwarder, Sent};
+use super::examine::Examined;
 use super::plan::Egress;
 use crate::bridge::PortTable;
 use crate::counters::DropReason;
@@ -160,7 +164,8 @@ impl Forwarder {
         again
     }
 
-    /// Writes the burst's frames for one queue of an interface of the host, which takes every offload.
+    /// Writes the burst's frames for one queue of an interface of the host, which takes every offload but
+    /// perhaps UDP's segmentation.
     fn deliver_to_tap(&mut self, port: &Port, egress: Egress, sent: &Sent<'_>) {
         let Some(pair) = port.pairs().get(usize::from(egress.pair)) else {
             return;
@@ -182,6 +187,17 @@ impl Forwarder {
             };
             let dropped = if frame.header.gso_type == GSO_NONE && frame.len > limit {
                 DropReason::Oversize
+            } else if frame.header.needed_to_receive() & !port.features() != 0 {
+                let cut =
+                    |list: &[GuestSlice<'_>]| segments_to_tap(frame, list, &tap, &mut self.scratch, limit);
+                match sent.with(number, cut) {
+                    Ok(count) => {
+                        frames += count;
+                        bytes += frame.len as u64;
+                        continue;
+                    }
+                    Err(reason) => reason,
+                }
             } else {
                 let head = frame.head_for(1);
                 match sent.with(number, |list| tap.write(head, list, head.len())) {
@@ -227,3 +243,42 @@ impl Forwarder {
         }
     }
 }
+
+/// Writes a super-frame as the frames it stands for; returns how many.
+#[cold]
+fn segments_to_tap(
+    frame: &Examined,
+    list: &[GuestSlice<'_>],
+    tap: &TapQueue,
+    scratch: &mut Vec<u8>,
+    limit: usize,
+) -> Result<u64, DropReason> {
+    let segmenter = Segmenter::new(frame.snapshot(), &frame.header, frame.len)
+        .map_err(|_| DropReason::OffloadUnsupported)?;
+    if segmenter.max_frame_len() > limit {
+        return Err(DropReason::Oversize);
+    }
+    let header = segmenter.net_header(Completion::Receiver).to_bytes();
+    let mut pieces = segmenter.frames(list, HEADER_LEN);
+    let mut count = 0;
+    while let Some(len) = pieces.next_len() {
+        scratch.clear();
+        scratch.extend_from_slice(&header);
+        scratch.resize(HEADER_LEN + len, 0);
+        if pieces
+            .write_next_to(&mut scratch[HEADER_LEN..], Completion::Receiver)
+            .is_none()
+        {
+            return Err(DropReason::OffloadUnsupported);
+        }
+        match tap.write(scratch, &[], 0) {
+            Ok(true) => count += 1,
+            Ok(false) => return Err(DropReason::NoBuffer),
+            Err(_) => return Err(DropReason::HostError),
+        }
+    }
+    Ok(count)
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 
 use virtio::features as f;
 use virtio::memory::{GuestSlice, read_chain};
-use virtio::net::{GSO_ECN, GSO_NONE, GSO_TCPV4, NetHeader};
+use virtio::net::{GSO_NONE, NetHeader};
 use virtio::segment::{Completion, MAX_HEADERS, Segmenter};
 
 /// How a frame goes to the back-end.
@@ -28,7 +28,8 @@ impl Fit {
         off: usize,
         len: usize,
     ) -> Self {
-        if header.is_plain() || features & needs(header) == needs(header) {
+        let needed = header.needed_to_transmit();
+        if features & needed == needed {
             return Self::Whole;
         }
         if header.gso_type == GSO_NONE {
@@ -44,20 +45,4 @@ impl Fit {
         Segmenter::new(&head[..known], header, len)
             .map_or(Self::Never, |plan| Self::Segments(Box::new(plan), completion))
     }
-}
-
-/// The offloads that a header asks for.
-fn needs(header: &NetHeader) -> u64 {
-    let mut needed = f::NET_F_CSUM;
-    if header.gso_type != GSO_NONE {
-        needed |= if header.gso_kind() == GSO_TCPV4 {
-            f::NET_F_HOST_TSO4
-        } else {
-            f::NET_F_HOST_TSO6
-        };
-    }
-    if header.gso_type & GSO_ECN != 0 {
-        needed |= f::NET_F_HOST_ECN;
-    }
-    needed
 }
