@@ -6,6 +6,9 @@
 //! | `PUT /v1/vm/shutdown` | ask the guest to power off |
 //! | `PUT /v1/vm/power-off` | stop at once |
 //! | `PUT /v1/vm/reset`, `pause`, `resume` | as they say |
+//! | `GET /v1/vm/devices` | the devices of the host that the guest has |
+//! | `PUT /v1/vm/devices/DEVICE` | give the guest a device |
+//! | `DELETE /v1/vm/devices/DEVICE` | take it back when the guest has let go of it; `?force=true`: at once |
 
 use std::io;
 use std::path::PathBuf;
@@ -22,6 +25,9 @@ use tokio::sync::oneshot;
 
 use crate::listener::{Listener, SocketError};
 use crate::machine::control::{Command, CommandError, Control, State};
+use crate::machine::passthrough::{DeviceInfo, Passthrough};
+
+mod devices;
 
 /// Why the VM cannot be spoken to.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +59,8 @@ pub struct VmInfo {
     pub serial_pty: Option<PathBuf>,
     /// Network cards.
     pub nics: Vec<NicInfo>,
+    /// Devices of the host.
+    pub devices: Vec<DeviceInfo>,
 }
 
 /// What a network card is and does.
@@ -99,7 +107,12 @@ impl Drop for Server {
 }
 
 /// Serves signals, and the API if there is a `socket`, on a thread of its own.
-pub fn serve(info: InfoSource, control: Control, socket: Option<PathBuf>) -> Result<Server, ApiError> {
+pub fn serve(
+    info: InfoSource,
+    control: Control,
+    passthrough: Arc<Passthrough>,
+    socket: Option<PathBuf>,
+) -> Result<Server, ApiError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -124,7 +137,7 @@ pub fn serve(info: InfoSource, control: Control, socket: Option<PathBuf>) -> Res
                 let work = async {
                     tokio::join!(
                         follow_signals(terminate, interrupt, signals),
-                        serve_http(listener, router(info, control)),
+                        serve_http(listener, router(info, control, passthrough)),
                     )
                 };
                 tokio::pin!(work);
@@ -167,9 +180,10 @@ async fn follow_signals(mut terminate: Signal, mut interrupt: Signal, control: C
 struct Context {
     info: InfoSource,
     control: Control,
+    passthrough: Arc<Passthrough>,
 }
 
-fn router(info: InfoSource, control: Control) -> axum::Router {
+fn router(info: InfoSource, control: Control, passthrough: Arc<Passthrough>) -> axum::Router {
     let command = |command: Command| {
         put(move |Shared(context): Shared<Arc<Context>>| async move { obey(&context, command).await })
     };
@@ -183,7 +197,13 @@ fn router(info: InfoSource, control: Control) -> axum::Router {
         .route("/v1/vm/reset", command(Command::Reset))
         .route("/v1/vm/pause", command(Command::Pause))
         .route("/v1/vm/resume", command(Command::Resume))
-        .with_state(Arc::new(Context { info, control }))
+        .route("/v1/vm/devices", get(devices::list))
+        .route("/v1/vm/devices/{device}", put(devices::add).delete(devices::remove))
+        .with_state(Arc::new(Context {
+            info,
+            control,
+            passthrough,
+        }))
 }
 
 async fn obey(context: &Context, command: Command) -> Result<StatusCode, (StatusCode, Json<Refusal>)> {

@@ -3,5 +3,6 @@
 pub mod acpi;
 pub mod boot;
 pub mod cpuid;
+pub mod hot_plug;
 pub mod layout;
 pub mod power;

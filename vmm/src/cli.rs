@@ -8,6 +8,7 @@ pub mod options;
 pub mod run;
 
 use crate::machine::config::{ChannelConfig, DiskConfig, NetConfig};
+use crate::vfio::Source;
 use options::{MemoryOption, SerialOption};
 
 /// Exit code: refused or failed.
@@ -40,6 +41,9 @@ pub enum CliCommand {
     /// Speak to a running virtual machine through its API socket.
     #[command(after_help = CTL_EXAMPLES)]
     Ctl(CtlArgs),
+    /// Give a running virtual machine devices of the host, and take them back.
+    #[command(after_help = DEVICE_EXAMPLES)]
+    Device(DeviceArgs),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -72,6 +76,13 @@ Examples:
   vmm ctl --api-socket a.sock info
   vmm ctl --api-socket a.sock shutdown";
 
+const DEVICE_EXAMPLES: &str = "\
+Examples:
+  vmm device --api-socket a.sock add 0000:01:10.0
+  vmm device --api-socket a.sock del 0000:01:10.0
+
+The device has to be bound to vfio-pci: see `sriov bind`.";
+
 /// A virtual machine.
 #[derive(Debug, Args)]
 #[command(after_help = RUN_EXAMPLES)]
@@ -100,6 +111,10 @@ pub struct RunArgs {
     /// A disk in a raw file; may be given several times.
     #[arg(long, value_name = "path=FILE[,readonly=on]", value_parser = options::disk)]
     pub disk: Vec<DiskConfig>,
+    /// A PCI device of the host, bound to vfio-pci: its address, its folder in sysfs, or an open descriptor; may be given
+    /// several times.
+    #[arg(long, value_name = "ADDRESS|FOLDER|fd=N")]
+    pub device: Vec<Source>,
     /// A named channel to the guest on a Unix socket; may be given several times.
     #[arg(long, value_name = "name=NAME,socket=PATH", value_parser = options::channel)]
     pub channel: Vec<ChannelConfig>,
@@ -127,6 +142,38 @@ pub struct CtlArgs {
     /// What to do.
     #[command(subcommand)]
     pub action: CtlAction,
+}
+
+/// Devices of the host in a running virtual machine.
+#[derive(Debug, Args)]
+pub struct DeviceArgs {
+    /// Its API socket.
+    #[arg(long, value_name = "PATH")]
+    pub api_socket: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub action: DeviceAction,
+}
+
+/// What to do with devices.
+#[derive(Debug, Clone, Subcommand)]
+pub enum DeviceAction {
+    /// Give the guest a device.
+    Add {
+        /// Its PCI address, or its folder in sysfs.
+        #[arg(value_name = "ADDRESS|FOLDER")]
+        device: Source,
+    },
+    /// Ask the guest to let go of a device, and wait until it has.
+    Del {
+        /// What `list` calls it.
+        device: Source,
+        /// Take it away at once, without asking the guest.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Print the devices that the guest has.
+    List,
 }
 
 /// What to tell a running virtual machine.

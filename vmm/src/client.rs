@@ -10,8 +10,9 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
 use crate::api::{Refusal, VmInfo};
-use crate::cli::{CtlAction, CtlArgs, EXIT_FAILED};
+use crate::cli::{CtlAction, CtlArgs, DeviceAction, DeviceArgs, EXIT_FAILED};
 use crate::machine::control::Command;
+use crate::vfio::Source;
 
 /// More than any answer has.
 const MAX_ANSWER: usize = 1 << 20;
@@ -67,6 +68,18 @@ impl Client {
         self.request(Method::PUT, path).await.map(|_| ())
     }
 
+    /// Gives the guest a device of the host.
+    pub async fn add_device(&self, device: &Source) -> Result<(), ClientError> {
+        let path = format!("/v1/vm/devices/{}", device.name());
+        self.request(Method::PUT, &path).await.map(|_| ())
+    }
+
+    /// Takes a device back from the guest: when the guest has let go of it, or by force.
+    pub async fn remove_device(&self, device: &str, force: bool) -> Result<(), ClientError> {
+        let path = format!("/v1/vm/devices/{device}?force={force}");
+        self.request(Method::DELETE, &path).await.map(|_| ())
+    }
+
     async fn request(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
         let stream = UnixStream::connect(&self.socket)
             .await
@@ -110,16 +123,46 @@ fn refusal(status: StatusCode, body: &[u8]) -> ClientError {
 
 /// `vmm ctl`.
 pub fn main(args: &CtlArgs) -> ExitCode {
+    finish(act(args))
+}
+
+/// `vmm device`.
+pub fn device(args: &DeviceArgs) -> ExitCode {
+    finish(move_device(args))
+}
+
+fn finish(work: impl Future<Output = Result<(), ClientError>>) -> ExitCode {
     let outcome = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| e.to_string())
-        .and_then(|runtime| runtime.block_on(act(args)).map_err(|e| e.to_string()));
+        .and_then(|runtime| runtime.block_on(work).map_err(|e| e.to_string()));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("vmm: {error}");
             ExitCode::from(EXIT_FAILED)
+        }
+    }
+}
+
+async fn move_device(args: &DeviceArgs) -> Result<(), ClientError> {
+    let client = Client::new(&args.api_socket);
+    match &args.action {
+        DeviceAction::Add { device } => client.add_device(device).await,
+        DeviceAction::Del { device, force } => client.remove_device(&device.name(), *force).await,
+        DeviceAction::List => {
+            for device in client.info().await?.devices {
+                let state = serde_json::to_value(device.state).unwrap_or_default();
+                println!(
+                    "{}  at {} in the guest  {}{}",
+                    device.device,
+                    device.guest_address,
+                    state.as_str().unwrap_or_default(),
+                    if device.wanted { "  wanted by the host" } else { "" },
+                );
+            }
+            Ok(())
         }
     }
 }

@@ -11,8 +11,10 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::board::layout;
 use crate::memory::{MemoryObserver, RamRegion};
+use device_memory::DeviceMemory;
 
 pub mod chipset;
+pub mod device_memory;
 pub mod irq;
 pub mod kick;
 #[cfg(test)]
@@ -44,8 +46,16 @@ pub struct Vm {
     kvm: Kvm,
     fd: Arc<VmFd>,
     msi: Arc<irq::MsiRouter>,
-    /// Guest address of the region in each slot.
-    slots: Mutex<Vec<Option<u64>>>,
+    /// What is in each slot.
+    slots: Mutex<Vec<Option<Slot>>>,
+}
+
+/// A memory slot in use.
+#[derive(Debug)]
+struct Slot {
+    guest_addr: u64,
+    /// Keeps memory mapped that is not guest RAM.
+    _memory: Option<Arc<DeviceMemory>>,
 }
 
 const KVM_API_VERSION: i32 = 12;
@@ -119,16 +129,63 @@ impl Vm {
             .map_err(doing("unregister an ioeventfd"))
     }
 
-    fn set_slot(&self, slot: usize, region: &RamRegion, len: u64) -> Result<(), kvm_ioctls::Error> {
+    /// Guest accesses at `guest_addr` go to `memory`, a device's, without leaving the kernel.
+    pub fn map_memory(&self, guest_addr: u64, memory: &Arc<DeviceMemory>) -> Result<(), HvError> {
+        let place = (guest_addr, memory.host_addr(), memory.len());
+        self.fill_slot(place, Some(Arc::clone(memory)))
+            .map_err(doing("map a device's memory"))
+    }
+
+    /// Undoes [`map_memory`](Self::map_memory).
+    pub fn unmap_memory(&self, guest_addr: u64) -> Result<(), HvError> {
+        self.clear_slot(guest_addr)
+            .map_err(doing("unmap a device's memory"))
+    }
+
+    fn fill_slot(
+        &self,
+        (guest_addr, host_addr, len): (u64, u64, u64),
+        memory: Option<Arc<DeviceMemory>>,
+    ) -> Result<(), kvm_ioctls::Error> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = slots.iter().position(Option::is_none).unwrap_or(slots.len());
+        self.set_slot(slot, guest_addr, host_addr, len)?;
+        if slot == slots.len() {
+            slots.push(None);
+        }
+        slots[slot] = Some(Slot {
+            guest_addr,
+            _memory: memory,
+        });
+        Ok(())
+    }
+
+    fn clear_slot(&self, guest_addr: u64) -> Result<(), kvm_ioctls::Error> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = |slot: &Option<Slot>| slot.as_ref().is_some_and(|slot| slot.guest_addr == guest_addr);
+        if let Some(slot) = slots.iter().position(used) {
+            self.set_slot(slot, guest_addr, 0, 0)?;
+            slots[slot] = None;
+        }
+        Ok(())
+    }
+
+    fn set_slot(
+        &self,
+        slot: usize,
+        guest_addr: u64,
+        host_addr: u64,
+        len: u64,
+    ) -> Result<(), kvm_ioctls::Error> {
         let memory = kvm_userspace_memory_region {
             slot: u32::try_from(slot).map_err(|_| kvm_ioctls::Error::new(libc::EINVAL))?,
             flags: 0,
-            guest_phys_addr: region.guest_addr,
+            guest_phys_addr: guest_addr,
             memory_size: len,
-            userspace_addr: region.host_addr,
+            userspace_addr: host_addr,
         };
-        // SAFETY: a RamRegion is a live mapping of `len` bytes at `host_addr`; whoever unmaps it takes it out of its
-        // slot first, by `ram_removed` or by dropping the VM.
+        // SAFETY: a RamRegion is a live mapping of `len` bytes at `host_addr`, and so is a DeviceMemory; whoever unmaps the
+        // former takes it out of its slot first, by `ram_removed` or by dropping the VM, and the latter is kept by the slot.
         unsafe { self.fd.set_user_memory_region(memory) }
     }
 }
@@ -139,27 +196,13 @@ impl MemoryObserver for Vm {
     }
 
     fn ram_added(&self, region: &RamRegion) -> Result<(), String> {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let slot = slots.iter().position(Option::is_none).unwrap_or(slots.len());
-        self.set_slot(slot, region, region.len)
-            .map_err(|e| e.to_string())?;
-        if slot == slots.len() {
-            slots.push(None);
-        }
-        slots[slot] = Some(region.guest_addr);
-        Ok(())
+        self.fill_slot((region.guest_addr, region.host_addr, region.len), None)
+            .map_err(|e| e.to_string())
     }
 
     fn ram_removed(&self, region: &RamRegion) {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(slot) = slots.iter().position(|s| *s == Some(region.guest_addr)) else {
-            return;
-        };
-        match self.set_slot(slot, region, 0) {
-            Ok(()) => slots[slot] = None,
-            Err(error) => {
-                tracing::error!(slot, %error, "KVM kept a memory slot that is no longer guest memory");
-            }
+        if let Err(error) = self.clear_slot(region.guest_addr) {
+            tracing::error!(%error, "KVM kept a memory slot that is no longer guest memory");
         }
     }
 }

@@ -17,5 +17,6 @@ pub mod machine;
 pub mod memory;
 pub mod pci;
 pub mod serial;
+pub mod vfio;
 pub mod vhost_user;
 pub mod virtio;

@@ -5,6 +5,7 @@ use std::sync::mpsc::Receiver;
 
 use crate::api::{InfoSource, VmInfo};
 use crate::board::boot::{BootError, BootSource};
+use crate::board::hot_plug::HotPlug;
 use crate::board::power::{self, ActionSink, GuestAction, Power};
 use crate::board::{acpi, cpuid, layout};
 use crate::bus::{Bus, BusError};
@@ -18,6 +19,7 @@ use crate::serial::{Ends, SerialError, SerialPort};
 pub mod config;
 pub mod control;
 pub mod devices;
+pub mod passthrough;
 #[cfg(test)]
 mod tests;
 pub mod vcpus;
@@ -25,6 +27,7 @@ pub mod vcpus;
 use config::VmConfig;
 use control::{Command, Control, Message, State};
 use devices::{DeviceError, Devices, Nic, Place};
+use passthrough::Passthrough;
 use vcpus::{Guest, Stuck, VcpuEvent, VcpuThreads};
 
 /// Why a machine could not be made or run.
@@ -142,6 +145,7 @@ impl Machine {
             ram: &ram,
             pio: &pio,
             mmio: &mmio,
+            hot_plug: &HotPlug::new(Arc::clone(&power)),
         };
         let devices = Devices::new(config, place, board.mmio64.clone())?;
         let report = control.clone();
@@ -174,6 +178,11 @@ impl Machine {
         &self.control
     }
 
+    /// The devices of the host that the guest has.
+    pub fn passthrough(&self) -> &Arc<Passthrough> {
+        self.devices.passthrough()
+    }
+
     /// The serial port, if there is one.
     pub fn serial(&self) -> Option<&Arc<SerialPort>> {
         self.serial.as_ref()
@@ -184,6 +193,7 @@ impl Machine {
         let control = self.control.clone();
         let serial_pty = self.serial.as_ref().and_then(|s| s.pty().cloned());
         let nics = self.devices.nics().to_vec();
+        let passthrough = Arc::clone(self.devices.passthrough());
         let (name, cpus, memory) = (config.name.clone(), config.cpus, config.ram.size);
         Arc::new(move || VmInfo {
             name: name.clone(),
@@ -194,6 +204,7 @@ impl Machine {
             resets: control.resets(),
             serial_pty: serial_pty.clone(),
             nics: nics.iter().map(Nic::info).collect(),
+            devices: passthrough.list(),
         })
     }
 
@@ -300,7 +311,7 @@ impl Machine {
         // Before memory is cleared: from here on no device uses it.
         self.devices.reset();
         self.power.reset();
-        self.ram.clear()?;
+        self.ram.clear(self.devices.passthrough().pins_memory())?;
         self.control.status().resets += 1;
         for command in commands {
             self.control.tell(command);

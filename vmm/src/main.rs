@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         CliCommand::Run(args) => run::run(*args),
         CliCommand::Check => vmm::check::main(),
         CliCommand::Ctl(args) => vmm::client::main(&args),
+        CliCommand::Device(args) => vmm::client::device(&args),
         CliCommand::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "vmm", &mut std::io::stdout());
             ExitCode::SUCCESS

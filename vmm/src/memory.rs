@@ -156,13 +156,14 @@ impl GuestRam {
     }
 
     /// Makes all of it zeros, as after power-on. Small pages are given back to the host; reserved huge pages are
-    /// written, since giving them back would lose the reservation to whoever asks next.
-    pub fn clear(&self) -> Result<(), MemoryError> {
+    /// written, since giving them back would lose the reservation to whoever asks next, and so is `pinned` memory: devices
+    /// would go on with pages that are no longer the guest's.
+    pub fn clear(&self, pinned: bool) -> Result<(), MemoryError> {
         use rustix::fs::{FallocateFlags, fallocate, fstatfs};
         for region in &self.regions {
             let file = &*region.memfd;
             let kind = fstatfs(file).map_err(|e| MemoryError::File(e.into()))?.f_type;
-            if kind == HUGETLBFS_MAGIC {
+            if pinned || kind == HUGETLBFS_MAGIC {
                 self.overwrite(region)?;
             } else {
                 let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;

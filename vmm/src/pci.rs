@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Writes to configuration space return what they ask of the bus, and the root carries it out: no function reaches
-//! into a bus. Functions interrupt by MSI-X only; there are no interrupt pins.
+//! into a bus. Our own functions interrupt by MSI-X only; those of the host that are passed through have pins, too.
 
 pub mod allocator;
 pub mod config;

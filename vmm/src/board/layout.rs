@@ -45,6 +45,9 @@ pub const SERIAL_PORT: u16 = 0x3f8;
 /// The serial port's interrupt line.
 pub const SERIAL_GSI: u32 = 4;
 
+/// Where the four interrupt pins of PCI functions arrive: lines 16 to 19 of the I/O APIC.
+pub const PCI_PIN_GSI: u32 = 16;
+
 /// The window of bus addresses that belongs to 64-bit BARs of a guest with `ram_end` as the end of its RAM.
 pub fn pci_mmio64(ram_end: u64) -> Range<u64> {
     let start = ram_end.next_multiple_of(PCI_MMIO64_LEN).max(PCI_MMIO64_START);

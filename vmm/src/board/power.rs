@@ -33,6 +33,8 @@ pub const EVENT_PORT: u16 = ACPI_PORT + 4;
 const ACPI_LEN: u16 = 8;
 /// The event register's bit of the power button.
 pub const EVENT_POWER_BUTTON: u8 = 1;
+/// The event register's bit of the slots for hot-plug.
+pub const EVENT_PCI: u8 = 2;
 /// The interrupt line of the events.
 pub const EVENT_GSI: u32 = 5;
 /// Sleep type of S5 in the sleep control register.
@@ -129,7 +131,12 @@ impl Power {
 
     /// Presses the power button: asks the guest to power off.
     pub fn press_button(&self) {
-        self.events.fetch_or(EVENT_POWER_BUTTON, Ordering::AcqRel);
+        self.raise(EVENT_POWER_BUTTON);
+    }
+
+    /// Reports an event.
+    pub(super) fn raise(&self, event: u8) {
+        self.events.fetch_or(event, Ordering::AcqRel);
         self.event_irq.pulse();
     }
 

@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use super::{EXIT_FAILED, EXIT_FAULT, EXIT_HOST, EXIT_PANICKED, EXIT_STOPPED, RunArgs};
 use crate::api::{self, ApiError};
 use crate::hv::HvError;
 use crate::machine::config::VmConfig;
+use crate::machine::devices::DeviceError;
 use crate::machine::{Ending, Machine, MachineError};
 use crate::memory::MemoryError;
 
@@ -44,6 +46,7 @@ fn config(args: RunArgs) -> VmConfig {
         ram: args.memory.0,
         nets: args.net,
         disks: args.disk,
+        devices: args.device,
         channels: args.channel,
         serial: args.serial.end,
         serial_log: args.serial.log,
@@ -59,7 +62,12 @@ fn start(config: &VmConfig, api_socket: Option<PathBuf>) -> Result<Ending, RunEr
     if let Some(name) = machine.serial().and_then(|s| s.pty()) {
         eprintln!("vmm: serial port on {}", name.display());
     }
-    let _server = api::serve(machine.info_source(config), machine.control().clone(), api_socket)?;
+    let _server = api::serve(
+        machine.info_source(config),
+        machine.control().clone(),
+        Arc::clone(machine.passthrough()),
+        api_socket,
+    )?;
     Ok(machine.run()?)
 }
 
@@ -86,6 +94,7 @@ fn refused_by_host(error: &RunError) -> bool {
                 | MachineError::Memory(
                     MemoryError::File(_) | MemoryError::Map(..) | MemoryError::HugePages(..)
                 )
+                | MachineError::Device(DeviceError::Passthrough(_))
                 | MachineError::Cpus(..)
                 | MachineError::Thread(_)
         )

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::memory::RamConfig;
 use crate::serial::SerialConfig;
+use crate::vfio::Source;
 
 /// A VM, as the command line describes it.
 #[derive(Debug, Clone)]
@@ -24,6 +25,8 @@ pub struct VmConfig {
     pub nets: Vec<NetConfig>,
     /// Disks.
     pub disks: Vec<DiskConfig>,
+    /// Devices of the host that the guest gets.
+    pub devices: Vec<Source>,
     /// Channels between host and guest.
     pub channels: Vec<ChannelConfig>,
     /// The serial port's other end.

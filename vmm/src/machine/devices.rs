@@ -4,7 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::config::{self, VmConfig};
+use super::passthrough::{Passthrough, PassthroughError};
 use crate::api::NicInfo;
+use crate::board::hot_plug::HotPlug;
 use crate::board::layout;
 use crate::bus::{Bus, BusError};
 use crate::hv::Vm;
@@ -39,6 +41,9 @@ pub enum DeviceError {
     /// A disk was refused.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A device of the host was refused.
+    #[error(transparent)]
+    Passthrough(#[from] PassthroughError),
 }
 
 /// More than that do not make a disk faster.
@@ -55,6 +60,8 @@ pub struct Place<'a> {
     pub pio: &'a Bus,
     /// Memory addresses.
     pub mmio: &'a Arc<Bus>,
+    /// How the guest hears of functions that come and go.
+    pub hot_plug: &'a Arc<HotPlug>,
 }
 
 /// All devices on the bus.
@@ -62,6 +69,7 @@ pub struct Place<'a> {
 pub struct Devices {
     root: Arc<Root>,
     nics: Vec<Nic>,
+    passthrough: Arc<Passthrough>,
 }
 
 /// What is shown of a network card.
@@ -85,9 +93,17 @@ impl Devices {
             PORTS_BASE..PORTS_BASE + PORTS_LEN,
             Arc::new(ConfigPorts::new(&root)),
         )?;
+        let passthrough = Passthrough::new(place.vm, place.ram, &root, place.hot_plug);
+        let owner = Arc::downgrade(&passthrough);
+        place.hot_plug.install(place.pio, move |slot| {
+            if let Some(passthrough) = owner.upgrade() {
+                passthrough.ejected(slot);
+            }
+        })?;
         let mut devices = Self {
             root,
             nics: Vec::new(),
+            passthrough,
         };
 
         for (index, net) in config.nets.iter().enumerate() {
@@ -118,6 +134,9 @@ impl Devices {
                 .collect();
             devices.add(Box::new(Console::new(None, &channels)?), place)?;
         }
+        for source in &config.devices {
+            devices.passthrough.add(source)?;
+        }
         Ok(devices)
     }
 
@@ -139,7 +158,13 @@ impl Devices {
 
     /// Back to the state after power-on; connections stay.
     pub fn reset(&self) {
+        self.passthrough.reset();
         self.root.reset();
+    }
+
+    /// The devices of the host among them.
+    pub fn passthrough(&self) -> &Arc<Passthrough> {
+        &self.passthrough
     }
 
     /// The network cards.

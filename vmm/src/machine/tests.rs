@@ -20,6 +20,7 @@ struct Running {
     folder: tempfile::TempDir,
     control: Control,
     info: InfoSource,
+    passthrough: Arc<Passthrough>,
     thread: JoinHandle<Result<Ending, MachineError>>,
 }
 
@@ -38,6 +39,7 @@ fn config(folder: &Path, image: &[u8]) -> VmConfig {
         },
         nets: Vec::new(),
         disks: Vec::new(),
+        devices: Vec::new(),
         channels: Vec::new(),
         serial: SerialConfig::File(folder.join("serial")),
         serial_log: None,
@@ -57,11 +59,13 @@ fn start(image: &[u8], change: impl FnOnce(&mut VmConfig)) -> Option<Running> {
     let machine = Machine::new(&config).unwrap();
     let control = machine.control().clone();
     let info = machine.info_source(&config);
+    let passthrough = Arc::clone(machine.passthrough());
     let thread = std::thread::spawn(move || machine.run());
     Some(Running {
         folder,
         control,
         info,
+        passthrough,
         thread,
     })
 }

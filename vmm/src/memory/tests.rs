@@ -45,7 +45,7 @@ fn ram_beyond_the_pci_hole_continues_at_4_gib_in_the_same_file() {
 fn cleared_ram_reads_as_zeros() {
     let ram = plain(2 << 20);
     ram.mem.write_obj(0x1234_u64, GuestAddress(0x8000)).unwrap();
-    ram.clear().unwrap();
+    ram.clear(false).unwrap();
     assert_eq!(ram.mem.read_obj::<u64>(GuestAddress(0x8000)).unwrap(), 0);
 }
 
@@ -60,7 +60,7 @@ fn cleared_huge_pages_read_as_zeros_and_stay_ours() {
     ram.mem.write_obj(0x1234_u64, GuestAddress(0x8000)).unwrap();
     let blocks = |ram: &GuestRam| rustix::fs::fstat(ram.regions[0].fd()).unwrap().st_blocks;
     let before = blocks(&ram);
-    ram.clear().unwrap();
+    ram.clear(false).unwrap();
     assert_eq!(ram.mem.read_obj::<u64>(GuestAddress(0x8000)).unwrap(), 0);
     assert_eq!(blocks(&ram), before);
 }

@@ -32,16 +32,29 @@ pub enum BarKind {
     Memory32,
     /// Memory anywhere; takes two registers.
     Memory64,
+    /// The expansion ROM: memory below 4 GiB, with an enable bit of its own. Its number is [`ROM`].
+    Rom,
 }
 
 impl BarKind {
     fn width(self) -> u16 {
         match self {
-            Self::Memory32 => 4,
+            Self::Memory32 | Self::Rom => 4,
             Self::Memory64 => 8,
         }
     }
+
+    /// The bits of the register that are address.
+    fn address_bits(self) -> u32 {
+        match self {
+            Self::Memory32 | Self::Memory64 => !0xf,
+            Self::Rom => !0x7ff,
+        }
+    }
 }
+
+/// Number of the expansion ROM among the BARs.
+pub const ROM: u8 = 6;
 
 /// Software wants a BAR to answer somewhere else, or nowhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,16 +82,24 @@ struct Bar {
 
 impl Bar {
     fn registers(&self) -> Range<u16> {
-        let start = BAR0 + 4 * u16::from(self.index);
+        let start = match self.kind {
+            BarKind::Rom => ROM_REGISTER,
+            _ => BAR0 + 4 * u16::from(self.index),
+        };
         start..start + self.kind.width()
     }
 }
 
-const SIZE: usize = 256;
+/// With the extended registers of PCI Express, which only ECAM reaches.
+pub const SIZE: usize = 4096;
+/// Capabilities of the old kind are below.
+const CAPABILITIES_END: usize = 256;
 const COMMAND: u16 = 0x04;
 const STATUS: u16 = 0x06;
 const CACHE_LINE: u16 = 0x0c;
 const BAR0: u16 = 0x10;
+const ROM_REGISTER: u16 = 0x30;
+const ROM_ENABLE: u8 = 1;
 const CAPABILITIES: u16 = 0x34;
 const INTERRUPT_LINE: u16 = 0x3c;
 const FIRST_CAPABILITY: usize = 0x40;
@@ -94,8 +115,8 @@ const STATUS_CAPABILITIES: u16 = 1 << 4;
 /// The configuration space of one function.
 #[derive(Clone, Debug)]
 pub struct ConfigSpace {
-    bytes: [u8; SIZE],
-    writable: [u8; SIZE],
+    bytes: Box<[u8; SIZE]>,
+    writable: Box<[u8; SIZE]>,
     bars: Vec<Bar>,
     /// Offset of the pointer that the next capability is linked from.
     link: usize,
@@ -107,8 +128,8 @@ impl ConfigSpace {
     /// A type 0 header without BARs and capabilities.
     pub fn new(identity: &Identity) -> Self {
         let mut space = Self {
-            bytes: [0; SIZE],
-            writable: [0; SIZE],
+            bytes: Box::new([0; SIZE]),
+            writable: Box::new([0; SIZE]),
             bars: Vec::new(),
             link: usize::from(CAPABILITIES),
             free: FIRST_CAPABILITY,
@@ -140,8 +161,14 @@ impl ConfigSpace {
             mapped: None,
         };
         let registers = bar.registers();
-        assert!(registers.end <= BAR0 + 24, "there are six BAR registers");
-        let mask = (!(size - 1)).to_le_bytes();
+        assert!(
+            kind == BarKind::Rom || registers.end <= BAR0 + 24,
+            "there are six BAR registers"
+        );
+        let mut mask = (!(size - 1)).to_le_bytes();
+        if kind == BarKind::Rom {
+            mask[0] |= ROM_ENABLE;
+        }
         let flags: u8 = if kind == BarKind::Memory64 { 0b100 } else { 0 };
         self.set(registers.start, &[flags]);
         self.allow(registers.start, &mask[..usize::from(kind.width())]);
@@ -154,7 +181,7 @@ impl ConfigSpace {
         assert_eq!(body.len(), writable.len(), "a mask for each byte");
         let at = self.free;
         let end = at + 2 + body.len();
-        assert!(end <= SIZE, "capabilities fit into 256 bytes");
+        assert!(end <= CAPABILITIES_END, "capabilities fit into 256 bytes");
         self.bytes[self.link] = u8::try_from(at).expect("below 256");
         self.bytes[at] = id;
         self.bytes[at + 2..end].copy_from_slice(body);
@@ -165,7 +192,23 @@ impl ConfigSpace {
         u16::try_from(at).expect("below 256")
     }
 
-    /// Reads registers. There are none behind the first 256 bytes: these read zero, which ends any list there.
+    /// Sets registers at `offset`, and which of their bits software may change.
+    pub fn place(&mut self, offset: u16, bytes: &[u8], writable: &[u8]) {
+        assert_eq!(bytes.len(), writable.len(), "a mask for each byte");
+        self.set(offset, bytes);
+        self.allow(offset, writable);
+    }
+
+    /// Becomes like `fresh`, which has the same BARs, and returns what that asks of the bus.
+    pub fn revert(&mut self, fresh: &Self) -> Vec<BarMove> {
+        self.bytes.clone_from(&fresh.bytes);
+        self.bars
+            .iter()
+            .filter_map(|bar| self.wanted_move(bar, false))
+            .collect()
+    }
+
+    /// Reads registers. Those that nothing was said of read zero, which ends any list of extended capabilities.
     pub fn read(&self, offset: u16, data: &mut [u8]) {
         for (offset, byte) in (usize::from(offset)..).zip(data) {
             *byte = self.bytes.get(offset).copied().unwrap_or(0);
@@ -255,7 +298,9 @@ impl ConfigSpace {
     }
 
     fn wanted_move(&self, bar: &Bar, partial: bool) -> Option<BarMove> {
-        let to = if self.command() & COMMAND_MEMORY == 0 {
+        let enabled =
+            bar.kind != BarKind::Rom || self.bytes[usize::from(ROM_REGISTER)] & ROM_ENABLE != 0;
+        let to = if self.command() & COMMAND_MEMORY == 0 || !enabled {
             None
         } else if self.is_probe(bar, partial) {
             // Software is finding out the size; it will write an address when it knows.
@@ -274,10 +319,10 @@ impl ConfigSpace {
 
     /// All address bits are ones that can be, in the half written last.
     fn is_probe(&self, bar: &Bar, partial: bool) -> bool {
-        let low = u32::from_le_bytes(self.get(bar.registers().start)) & !0xf;
+        let low = u32::from_le_bytes(self.get(bar.registers().start)) & bar.kind.address_bits();
         let low_mask = !u32::try_from(bar.size - 1).unwrap_or(u32::MAX);
         match bar.kind {
-            BarKind::Memory32 => low == low_mask,
+            BarKind::Memory32 | BarKind::Rom => low == low_mask,
             BarKind::Memory64 => {
                 let high = u32::from_le_bytes(self.get(bar.registers().start + 4));
                 high == u32::MAX || partial && low == low_mask
@@ -288,12 +333,15 @@ impl ConfigSpace {
     fn address(&self, bar: &Bar) -> u64 {
         let start = bar.registers().start;
         match bar.kind {
-            BarKind::Memory32 => u64::from(u32::from_le_bytes(self.get(start)) & !0xf),
+            BarKind::Memory32 | BarKind::Rom => {
+                u64::from(u32::from_le_bytes(self.get(start)) & bar.kind.address_bits())
+            }
             BarKind::Memory64 => u64::from_le_bytes(self.get(start)) & !0xf,
         }
     }
 
-    fn command(&self) -> u16 {
+    /// The command register.
+    pub fn command(&self) -> u16 {
         u16::from_le_bytes(self.get(COMMAND))
     }
 

@@ -8,6 +8,8 @@
 //!   message changed while clear  ──► Vector::set_route     (KVM goes on with the new one)
 //! ```
 
+use std::sync::Arc;
+
 use tracing::warn;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -35,6 +37,8 @@ pub struct Msix {
     bus_master: bool,
     /// Offset of the control word in configuration space.
     control_at: Option<u16>,
+    /// Where vectors come from that are made when they are first used.
+    platform: Option<Arc<dyn Platform>>,
 }
 
 #[derive(Debug)]
@@ -42,7 +46,8 @@ struct Entry {
     addr: u64,
     data: u32,
     masked: bool,
-    vector: Box<dyn Vector>,
+    /// `None` until it is used, where vectors are made late.
+    vector: Option<Box<dyn Vector>>,
     /// Delivery is on.
     live: bool,
 }
@@ -70,15 +75,18 @@ impl Entry {
     }
 
     fn settle(&mut self, deliver: bool, message_changed: bool) -> Result<(), HvError> {
+        let Some(vector) = &self.vector else {
+            return Ok(());
+        };
         if deliver {
             if !self.live || message_changed {
-                self.vector.set_route(self.addr, self.data)?;
+                vector.set_route(self.addr, self.data)?;
             }
             if !self.live {
-                self.vector.unmask()?;
+                vector.unmask()?;
             }
         } else if self.live {
-            self.vector.mask()?;
+            vector.mask()?;
         }
         self.live = deliver;
         Ok(())
@@ -88,25 +96,55 @@ impl Entry {
 impl Msix {
     /// `count` vectors, all masked.
     pub fn new(count: u16, platform: &dyn Platform) -> Result<Self, HvError> {
-        let entry = |_| {
-            let vector = platform.new_vector()?;
-            Ok(Entry {
-                addr: 0,
-                data: 0,
-                masked: Entry::RESET_MASKED,
-                vector,
-                live: false,
-            })
+        let mut msix = Self::empty(count);
+        for entry in &mut msix.entries {
+            entry.vector = Some(platform.new_vector()?);
+        }
+        Ok(msix)
+    }
+
+    /// `count` vectors, each made when it is first delivered, for a capability whose control word is at `control_at`.
+    pub fn late(count: u16, platform: Arc<dyn Platform>, control_at: u16) -> Self {
+        Self {
+            platform: Some(platform),
+            control_at: Some(control_at),
+            ..Self::empty(count)
+        }
+    }
+
+    fn empty(count: u16) -> Self {
+        let entry = || Entry {
+            addr: 0,
+            data: 0,
+            masked: Entry::RESET_MASKED,
+            vector: None,
+            live: false,
         };
-        let entries = (0..count.clamp(1, MAX_VECTORS))
-            .map(entry)
-            .collect::<Result<_, HvError>>()?;
-        Ok(Self {
-            entries,
+        Self {
+            entries: std::iter::repeat_with(entry)
+                .take(count.clamp(1, MAX_VECTORS).into())
+                .collect(),
             control: 0,
             bus_master: false,
             control_at: None,
-        })
+            platform: None,
+        }
+    }
+
+    /// The driver has MSI-X switched on.
+    pub fn is_enabled(&self) -> bool {
+        self.control & CONTROL_ENABLE != 0
+    }
+
+    /// `vector` is delivered: nothing masks it.
+    pub fn is_live(&self, vector: u16) -> bool {
+        self.entries.get(usize::from(vector)).is_some_and(|entry| entry.live)
+    }
+
+    /// How many vectors there are up to the last that the driver has given a message.
+    pub fn programmed(&self) -> u16 {
+        let last = self.entries.iter().rposition(|entry| entry.addr != 0);
+        last.and_then(|last| u16::try_from(last + 1).ok()).unwrap_or(0)
     }
 
     /// Number of vectors.
@@ -148,6 +186,7 @@ impl Msix {
         let entry = self.entries.get(usize::from(vector))?;
         entry
             .vector
+            .as_ref()?
             .irqfd()
             .try_clone()
             .inspect_err(|error| warn!(%error, "interrupt vector"))
@@ -212,13 +251,16 @@ impl Msix {
         for (index, entry) in self.entries.iter_mut().enumerate() {
             (entry.addr, entry.data, entry.masked) = (0, 0, Entry::RESET_MASKED);
             entry.live = false;
-            if let Err(error) = entry.vector.reset() {
+            if let Some(vector) = &entry.vector
+                && let Err(error) = vector.reset()
+            {
                 warn!(index, %error, "MSI-X vector could not be reset");
             }
         }
     }
 
-    fn table_len(&self) -> u64 {
+    /// Length of the table.
+    pub fn table_len(&self) -> u64 {
         u64::from(self.len()) * ENTRY_LEN
     }
 
@@ -227,6 +269,15 @@ impl Msix {
         let function_on = enabled && self.bus_master;
         let entry = &mut self.entries[index];
         let deliver = function_on && !entry.masked;
+        if deliver
+            && entry.vector.is_none()
+            && let Some(platform) = &self.platform
+        {
+            match platform.new_vector() {
+                Ok(vector) => entry.vector = Some(vector),
+                Err(error) => warn!(index, %error, "no MSI-X vector to be had"),
+            }
+        }
         if let Err(error) = entry.settle(deliver, message_changed) {
             warn!(index, deliver, %error, "MSI-X vector does not do what its driver asked for");
         }
@@ -236,7 +287,7 @@ impl Msix {
 impl Entry {
     /// Pending bits exist for what a mask holds back; nothing is held back from a vector that is delivered.
     fn is_pending(&self) -> bool {
-        !self.live && self.vector.is_pending()
+        !self.live && self.vector.as_ref().is_some_and(|vector| vector.is_pending())
     }
 }
 

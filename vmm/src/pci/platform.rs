@@ -1,11 +1,13 @@
 //! What functions need of the hypervisor, as traits, so that their state machines are tested without one.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::hv::device_memory::DeviceMemory;
 use crate::hv::irq::MsiVector;
-use crate::hv::{HvError, Vm};
+use crate::hv::{HvError, Vm, doing};
 
 /// One message-signalled interrupt. Everybody who raises it writes to the same eventfd for the vector's whole life.
 pub trait Vector: Debug + Send + Sync {
@@ -31,6 +33,15 @@ pub trait Platform: Debug + Send + Sync {
     fn register_ioeventfd(&self, event: &EventFd, addr: u64) -> Result<(), HvError>;
     /// Undoes `register_ioeventfd`.
     fn unregister_ioeventfd(&self, event: &EventFd, addr: u64) -> Result<(), HvError>;
+    /// From here on guest accesses at `addr` go to `memory` and not to the bus.
+    fn map_memory(&self, addr: u64, memory: &Arc<DeviceMemory>) -> Result<(), HvError>;
+    /// Undoes `map_memory`.
+    fn unmap_memory(&self, addr: u64) -> Result<(), HvError>;
+    /// Connects a level-triggered interrupt line: a signal of `event` raises it; when the guest has served it, it goes down
+    /// and `served` is signalled.
+    fn connect_line(&self, event: &EventFd, served: &EventFd, gsi: u32) -> Result<(), HvError>;
+    /// Undoes `connect_line`.
+    fn disconnect_line(&self, event: &EventFd, gsi: u32) -> Result<(), HvError>;
 }
 
 impl Vector for MsiVector {
@@ -70,5 +81,25 @@ impl Platform for Vm {
 
     fn unregister_ioeventfd(&self, event: &EventFd, addr: u64) -> Result<(), HvError> {
         self.unregister_ioeventfd(event, addr)
+    }
+
+    fn map_memory(&self, addr: u64, memory: &Arc<DeviceMemory>) -> Result<(), HvError> {
+        self.map_memory(addr, memory)
+    }
+
+    fn unmap_memory(&self, addr: u64) -> Result<(), HvError> {
+        self.unmap_memory(addr)
+    }
+
+    fn connect_line(&self, event: &EventFd, served: &EventFd, gsi: u32) -> Result<(), HvError> {
+        self.fd()
+            .register_irqfd_with_resample(event, served, gsi)
+            .map_err(doing("take a level-triggered irqfd"))
+    }
+
+    fn disconnect_line(&self, event: &EventFd, gsi: u32) -> Result<(), HvError> {
+        self.fd()
+            .unregister_irqfd(event, gsi)
+            .map_err(doing("give an irqfd back"))
     }
 }

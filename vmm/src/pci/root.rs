@@ -17,6 +17,8 @@ mod tests;
 
 /// Slots of a bus.
 const SLOTS: usize = 32;
+/// The slots whose functions come and go while the guest runs.
+pub const HOT_PLUG_SLOTS: Range<u8> = 16..32;
 /// 64-bit BARs up to this size go below 4 GiB first: there every guest reaches them, whatever its address width.
 const SMALL_BAR: u64 = 1 << 20;
 
@@ -35,6 +37,9 @@ pub enum PciError {
     /// All slots are taken.
     #[error("PCI device refused: all {SLOTS} slots of the bus are taken; remove a device")]
     NoSlot,
+    /// All slots for hot-plug are taken.
+    #[error("PCI device refused: all {n} slots for hot-plug are taken; remove a device", n = HOT_PLUG_SLOTS.len())]
+    NoHotPlugSlot,
     /// A window has no room for a BAR.
     #[error("PCI device refused: no free {0:#x} bytes in the PCI memory windows; remove a device")]
     NoSpace(u64),
@@ -96,19 +101,30 @@ impl Root {
     /// Puts `function` into the first free slot, places its BARs and switches them on. Returns the slot. The guest
     /// sees the function only when all is in place.
     pub fn add(&self, function: Arc<dyn Function>) -> Result<u8, PciError> {
+        self.add_from(0, function).map_err(|error| match error {
+            PciError::NoHotPlugSlot => PciError::NoSlot,
+            other => other,
+        })
+    }
+
+    /// Like `add`, into a slot whose function can be taken out and put in while the guest runs.
+    pub fn add_hot_plug(&self, function: Arc<dyn Function>) -> Result<u8, PciError> {
+        self.add_from(usize::from(HOT_PLUG_SLOTS.start), function)
+    }
+
+    fn add_from(&self, first: usize, function: Arc<dyn Function>) -> Result<u8, PciError> {
         let mut inner = self.lock();
-        let number = inner
-            .slots
-            .iter()
-            .position(Option::is_none)
-            .ok_or(PciError::NoSlot)?;
+        let number = (first..SLOTS)
+            .find(|slot| inner.slots[*slot].is_none())
+            .ok_or(PciError::NoHotPlugSlot)?;
         let config = function.config_space();
         let mut slot = Slot {
             function,
             config,
             homes: Vec::new(),
         };
-        let bars: Vec<_> = slot.config.bars().collect();
+        // A ROM is off until software gives it an address.
+        let bars: Vec<_> = slot.config.bars().filter(|bar| bar.1 != BarKind::Rom).collect();
         for (bar, kind, size) in bars {
             if let Err(error) = self.place(&mut inner, &mut slot, bar, kind, size) {
                 self.unmap(&mut inner, &mut slot);
@@ -208,7 +224,7 @@ impl Root {
                 .find_above(self.windows.mmio64.start, size)
                 .or_else(|| inner.space.find(size)),
             BarKind::Memory64 => inner.space.find(size),
-            BarKind::Memory32 => inner
+            BarKind::Memory32 | BarKind::Rom => inner
                 .space
                 .find(size)
                 .filter(|addr| self.windows.mmio32.contains(addr)),

@@ -8,6 +8,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::platform::{Platform, Vector};
 use crate::fd;
 use crate::hv::HvError;
+use crate::hv::device_memory::DeviceMemory;
 
 /// What was asked for, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,10 @@ pub(crate) enum Call {
     Reset(usize),
     Ioeventfd(u64),
     NoIoeventfd(u64),
+    Map(u64, u64),
+    Unmap(u64),
+    Line(u32),
+    NoLine(u32),
 }
 
 pub(crate) type Calls = Arc<Mutex<Vec<Call>>>;
@@ -83,6 +88,29 @@ impl Platform for FakePlatform {
 
     fn unregister_ioeventfd(&self, _event: &EventFd, addr: u64) -> Result<(), HvError> {
         self.calls.lock().unwrap().push(Call::NoIoeventfd(addr));
+        Ok(())
+    }
+
+    fn map_memory(&self, addr: u64, memory: &Arc<DeviceMemory>) -> Result<(), HvError> {
+        if self.refused.lock().unwrap().contains(&addr) {
+            return Err(HvError::Missing("room"));
+        }
+        self.calls.lock().unwrap().push(Call::Map(addr, memory.len()));
+        Ok(())
+    }
+
+    fn unmap_memory(&self, addr: u64) -> Result<(), HvError> {
+        self.calls.lock().unwrap().push(Call::Unmap(addr));
+        Ok(())
+    }
+
+    fn connect_line(&self, _event: &EventFd, _served: &EventFd, gsi: u32) -> Result<(), HvError> {
+        self.calls.lock().unwrap().push(Call::Line(gsi));
+        Ok(())
+    }
+
+    fn disconnect_line(&self, _event: &EventFd, gsi: u32) -> Result<(), HvError> {
+        self.calls.lock().unwrap().push(Call::NoLine(gsi));
         Ok(())
     }
 }

@@ -3,13 +3,16 @@
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, Field,
     FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed,
-    Method, Name, Notify, ONE, OpRegion, OpRegionSpace, Or, Package, Path, ResourceTemplate, Return, Scope,
+    Method, MethodCall, Name, Notify, ONE, OpRegion, OpRegionSpace, Or, Package, Path, ResourceTemplate, Return, Scope,
     Store, Uuid, ZERO,
 };
 use acpi_tables::{Aml, sdt::Sdt};
 
+mod hot_plug;
+
 use super::Board;
 use crate::board::{layout, power};
+use crate::pci::root::HOT_PLUG_SLOTS;
 
 /// Makes the table.
 pub(super) fn build(board: &Board) -> Sdt {
@@ -67,13 +70,13 @@ fn pci(board: &Board) -> Vec<u8> {
     );
     let windows = ResourceTemplate::new(vec![&buses, &config_ports, &memory32, &memory64]);
     let resources = Name::new("_CRS".into(), &windows);
-    // Nothing here has an interrupt pin.
-    let pins = Name::new("_PRT".into(), &Package::new(vec![]));
+    let pins = Raw(pins());
     let control = Raw(osc());
+    let hot_plug = Raw(hot_plug::slots());
     let root = Device::new(
         "_SB_.PCI0".into(),
         vec![
-            &hid, &cid, &uid, &segment, &first_bus, &coherent, &resources, &pins, &control,
+            &hid, &cid, &uid, &segment, &first_bus, &coherent, &resources, &pins, &control, &hot_plug,
         ],
     );
 
@@ -90,6 +93,23 @@ fn pci(board: &Board) -> Vec<u8> {
     let mut bytes = aml(&root);
     bytes.extend(aml(&board_device));
     bytes
+}
+
+/// `_PRT`: each interrupt pin has a line of its own, which all slots share.
+fn pins() -> Vec<u8> {
+    let mut entries: Vec<(u32, u8, u32)> = Vec::new();
+    for slot in HOT_PLUG_SLOTS {
+        for pin in 0..4 {
+            let any_function = u32::from(slot) << 16 | 0xffff;
+            entries.push((any_function, pin, layout::PCI_PIN_GSI + u32::from(pin)));
+        }
+    }
+    let packages: Vec<Package> = entries
+        .iter()
+        .map(|(slot, pin, line)| Package::new(vec![slot, pin, &ZERO, line]))
+        .collect();
+    let packages = packages.iter().map(|package| package as &dyn Aml).collect();
+    aml(&Name::new("_PRT".into(), &Package::new(packages)))
 }
 
 struct Raw(Vec<u8>);
@@ -183,7 +203,16 @@ fn events() -> Vec<u8> {
     let tell_button = Notify::new(&button, &BUTTON_PRESSED);
     let tell_board = Notify::new(&board, &SHUTDOWN_REQUEST);
     let on_button = If::new(&pressed, vec![&tell_button, &tell_board]);
-    let method = Method::new("_EVT".into(), 1, true, vec![&read, &bit, &on_button]);
+    let pci_bit = And::new(&Local(2), &Local(0), &power::EVENT_PCI);
+    let changed = Equal::new(&Local(2), &power::EVENT_PCI);
+    let look = MethodCall::new(Path::new(hot_plug::TELL), vec![]);
+    let on_change = If::new(&changed, vec![&look]);
+    let method = Method::new(
+        "_EVT".into(),
+        1,
+        true,
+        vec![&read, &bit, &on_button, &pci_bit, &on_change],
+    );
     bytes.extend(aml(&Device::new(
         "_SB_.GED_".into(),
         vec![&hid, &uid, &resources, &region, &field, &method],

@@ -23,6 +23,7 @@ fn commands_do_what_they_say() {
     let server = serve(
         Arc::clone(&running.info),
         running.control.clone(),
+        Arc::clone(&running.passthrough),
         Some(socket.clone()),
     )
     .unwrap();
@@ -78,12 +79,14 @@ fn a_second_server_on_the_socket_is_refused() {
     let server = serve(
         Arc::clone(&running.info),
         running.control.clone(),
+        Arc::clone(&running.passthrough),
         Some(socket.clone()),
     )
     .unwrap();
     let second = serve(
         Arc::clone(&running.info),
         running.control.clone(),
+        Arc::clone(&running.passthrough),
         Some(socket.clone()),
     );
     assert!(matches!(second, Err(ApiError::Socket(_))));

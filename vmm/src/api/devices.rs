@@ -1,0 +1,68 @@
+//! The part of the API that is about devices of the host.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use serde::Deserialize;
+
+use super::{Context, Refusal};
+use crate::machine::passthrough::{DeviceInfo, Passthrough, PassthroughError};
+use crate::vfio::Source;
+
+type Answer = Result<StatusCode, (StatusCode, Json<Refusal>)>;
+
+/// How a device is taken back.
+#[derive(Debug, Deserialize)]
+pub(super) struct Removal {
+    /// Without the guest's consent.
+    #[serde(default)]
+    force: bool,
+}
+
+pub(super) async fn list(State(context): State<Arc<Context>>) -> Json<Vec<DeviceInfo>> {
+    Json(context.passthrough.list())
+}
+
+pub(super) async fn add(State(context): State<Arc<Context>>, Path(device): Path<String>) -> Answer {
+    // A descriptor's number would be one of this process, which nobody has passed it.
+    match device.parse::<Source>() {
+        Ok(source) if source.folder().is_some() => work(&context, move |devices| devices.plug(&source)).await,
+        Ok(_) => Err(refused(
+            StatusCode::BAD_REQUEST,
+            "name the device by its address".to_owned(),
+        )),
+        Err(error) => Err(refused(StatusCode::BAD_REQUEST, error)),
+    }
+}
+
+pub(super) async fn remove(
+    State(context): State<Arc<Context>>,
+    Path(device): Path<String>,
+    Query(removal): Query<Removal>,
+) -> Answer {
+    let name = device.parse::<Source>().map_or(device, |source| source.name());
+    work(&context, move |devices| devices.remove(&name, removal.force)).await
+}
+
+/// Devices take their time, and the thread that serves has other things to do.
+async fn work(
+    context: &Context,
+    work: impl FnOnce(&Arc<Passthrough>) -> Result<(), PassthroughError> + Send + 'static,
+) -> Answer {
+    let passthrough = Arc::clone(&context.passthrough);
+    match tokio::task::spawn_blocking(move || work(&passthrough)).await {
+        Ok(Ok(())) => Ok(StatusCode::NO_CONTENT),
+        Ok(Err(error @ PassthroughError::Unknown(_))) => Err(refused(StatusCode::NOT_FOUND, error.to_string())),
+        Ok(Err(error @ (PassthroughError::Kept(_) | PassthroughError::Twice(_)))) => {
+            Err(refused(StatusCode::CONFLICT, error.to_string()))
+        }
+        Ok(Err(error)) => Err(refused(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+        Err(error) => Err(refused(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+    }
+}
+
+fn refused(status: StatusCode, error: String) -> (StatusCode, Json<Refusal>) {
+    (status, Json(Refusal { error }))
+}

@@ -1,0 +1,292 @@
+//! The devices of the host that the guest has, and how they come and go.
+//!
+//! ```text
+//!            add                     eject by the guest, or its reset,
+//!   (host) ───────► working ──────────────────────────────┐  or taken by force
+//!                    │    │ device del, or the host wants  ▼
+//!                    │    └─────────────► leaving ──────► (host)
+//!                    └─ error ──► failed ──────────────────┘
+//! ```
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::board::hot_plug::HotPlug;
+use crate::hv::Vm;
+use crate::memory::GuestRam;
+use crate::pci::{Function, PciError, Root};
+use crate::vfio::dma::{Attached, DmaSpaces};
+use crate::vfio::host::HostDevice;
+use crate::vfio::watch::{Notice, Watch};
+use crate::vfio::{OpenError, Source, VfioFunction};
+
+/// How long the guest may take to let go.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why a device could not come or go.
+#[derive(Debug, thiserror::Error)]
+pub enum PassthroughError {
+    /// It could not be had.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The bus has no room.
+    #[error("device {0}: {1}")]
+    Pci(Source, #[source] PciError),
+    /// The guest has it.
+    #[error("device {0} refused: this VM has it already")]
+    Twice(Source),
+    /// The host has refused a thread.
+    #[error("device {0} refused by the host: {1}")]
+    Watch(Source, #[source] std::io::Error),
+    /// There is no such device.
+    #[error("this VM has no device {0}; `vmm device list` shows those that it has")]
+    Unknown(String),
+    /// The guest has not let go of it.
+    #[error(
+        "the guest has not let go of {0} within {limit} s; it still may, and --force takes it away",
+        limit = PATIENCE.as_secs()
+    )]
+    Kept(String),
+}
+
+/// How a device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceState {
+    /// The guest has it.
+    Working,
+    /// The guest has been asked to let go of it.
+    Leaving,
+    /// It has reported an error that it does not recover from, and was stopped. Take it out.
+    Failed,
+}
+
+/// What a device is and does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceInfo {
+    /// Its PCI address on the host, or the descriptor that it came as.
+    pub device: String,
+    /// Its PCI address in the guest.
+    pub guest_address: String,
+    /// How it is.
+    pub state: DeviceState,
+    /// The host wants it back.
+    pub wanted: bool,
+}
+
+#[derive(Debug)]
+struct Device {
+    name: String,
+    slot: u8,
+    state: DeviceState,
+    /// Since when the host wants it back.
+    wanted: Option<Instant>,
+    function: Arc<VfioFunction>,
+    // Dropped in this order: nobody listens to a device that is gone, and it goes before its address space.
+    _watch: Watch,
+    _attached: Attached,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    spaces: DmaSpaces,
+    devices: Vec<Device>,
+    /// Names of devices that are being given back.
+    closing: Vec<String>,
+}
+
+/// The devices of the host that a VM has.
+#[derive(Debug)]
+pub struct Passthrough {
+    vm: Arc<Vm>,
+    ram: GuestRam,
+    root: Arc<Root>,
+    hot_plug: Arc<HotPlug>,
+    inner: Mutex<Inner>,
+    gone: Condvar,
+}
+
+impl Passthrough {
+    /// No devices yet.
+    pub fn new(vm: &Arc<Vm>, ram: &GuestRam, root: &Arc<Root>, hot_plug: &Arc<HotPlug>) -> Arc<Self> {
+        Arc::new(Self {
+            vm: Arc::clone(vm),
+            ram: ram.clone(),
+            root: Arc::clone(root),
+            hot_plug: Arc::clone(hot_plug),
+            inner: Mutex::default(),
+            gone: Condvar::new(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a device before a guest that runs, and tells it so.
+    pub fn plug(self: &Arc<Self>, source: &Source) -> Result<(), PassthroughError> {
+        let slot = self.add(source)?;
+        self.hot_plug.plugged(slot);
+        Ok(())
+    }
+
+    /// Puts a device into a slot, which is returned.
+    pub fn add(self: &Arc<Self>, source: &Source) -> Result<u8, PassthroughError> {
+        let name = source.name();
+        let mut inner = self.lock();
+        if inner.devices.iter().any(|device| device.name == name) || inner.closing.contains(&name) {
+            return Err(PassthroughError::Twice(source.clone()));
+        }
+        let attached = inner.spaces.attach(source, &self.vm, &self.ram)?;
+        let Some(device) = attached.device().map(Arc::clone) else {
+            return Err(PassthroughError::Unknown(name));
+        };
+        let function = VfioFunction::new(Arc::clone(&device) as _, Arc::clone(&self.vm) as _)
+            .map_err(|reason| OpenError::Unsupported(source.clone(), reason))?;
+        let function = Arc::new(function);
+        let watch = Watch::start(&*device as &dyn HostDevice, self.listener(name.clone()))
+            .map_err(|error| PassthroughError::Watch(source.clone(), error))?;
+        let slot = self
+            .root
+            .add_hot_plug(Arc::clone(&function) as Arc<dyn Function>)
+            .map_err(|error| PassthroughError::Pci(source.clone(), error))?;
+        inner.devices.push(Device {
+            name,
+            slot,
+            state: DeviceState::Working,
+            wanted: None,
+            function,
+            _watch: watch,
+            _attached: attached,
+        });
+        Ok(slot)
+    }
+
+    fn listener(self: &Arc<Self>, name: String) -> impl Fn(Notice) + Send + 'static {
+        let this: Weak<Self> = Arc::downgrade(self);
+        move |notice| {
+            if let Some(this) = this.upgrade() {
+                this.hear(&name, notice);
+            }
+        }
+    }
+
+    /// Takes a device from the guest, when the guest has let go of it or by force. When this returns well, the host has it.
+    pub fn remove(&self, name: &str, force: bool) -> Result<(), PassthroughError> {
+        let unknown = || PassthroughError::Unknown(name.to_owned());
+        let mut inner = self.lock();
+        let device = inner
+            .devices
+            .iter_mut()
+            .find(|device| device.name == name)
+            .ok_or_else(unknown)?;
+        let slot = device.slot;
+        if force {
+            drop(inner);
+            self.take_out(slot);
+            return Ok(());
+        }
+        if device.state == DeviceState::Working {
+            device.state = DeviceState::Leaving;
+        }
+        self.hot_plug.ask_for(slot);
+        let there = |inner: &mut Inner| {
+            let closing = inner.closing.iter().any(|closing| closing == name);
+            closing || inner.devices.iter().any(|device| device.name == name)
+        };
+        let (_inner, waited) = self
+            .gone
+            .wait_timeout_while(inner, PATIENCE, there)
+            .unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            return Err(PassthroughError::Kept(name.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// The guest has let go of what is in `slot`.
+    pub fn ejected(&self, slot: u8) {
+        self.take_out(slot);
+    }
+
+    /// Everything that the guest has been asked for goes when it starts again.
+    pub fn reset(&self) {
+        self.hot_plug.reset();
+        let leaving: Vec<u8> = self
+            .lock()
+            .devices
+            .iter()
+            .filter(|device| device.state == DeviceState::Leaving)
+            .map(|device| device.slot)
+            .collect();
+        for slot in leaving {
+            self.take_out(slot);
+        }
+    }
+
+    /// True if guest RAM must stay where it is.
+    pub fn pins_memory(&self) -> bool {
+        self.lock().spaces.in_use()
+    }
+
+    /// What there is.
+    pub fn list(&self) -> Vec<DeviceInfo> {
+        let info = |device: &Device| DeviceInfo {
+            device: device.name.clone(),
+            guest_address: format!("0000:00:{:02x}.0", device.slot),
+            state: device.state,
+            wanted: device.wanted.is_some(),
+        };
+        self.lock().devices.iter().map(info).collect()
+    }
+
+    fn hear(&self, name: &str, notice: Notice) {
+        let mut inner = self.lock();
+        let Some(device) = inner.devices.iter_mut().find(|device| device.name == name) else {
+            return;
+        };
+        match notice {
+            Notice::Failed => {
+                tracing::error!(name, "the device has failed; it is stopped, and waits to be taken out");
+                device.state = DeviceState::Failed;
+                let function = Arc::clone(&device.function);
+                drop(inner);
+                function.quiesce();
+            }
+            Notice::Wanted => {
+                let since = *device.wanted.get_or_insert_with(Instant::now);
+                let slot = device.slot;
+                if since.elapsed() < PATIENCE {
+                    tracing::warn!(name, "the host wants the device back; the guest is asked to let go of it");
+                    device.state = DeviceState::Leaving;
+                    drop(inner);
+                    self.hot_plug.ask_for(slot);
+                } else {
+                    tracing::error!(name, "the guest does not let go of the device; it is taken away");
+                    drop(inner);
+                    self.take_out(slot);
+                }
+            }
+        }
+    }
+
+    fn take_out(&self, slot: u8) {
+        let mut inner = self.lock();
+        let Some(at) = inner.devices.iter().position(|device| device.slot == slot) else {
+            return;
+        };
+        let device = inner.devices.remove(at);
+        inner.closing.push(device.name.clone());
+        drop(inner);
+        device.function.quiesce();
+        if let Err(error) = self.root.remove(slot) {
+            tracing::error!(slot, %error, "a device that is taken out was not on the bus");
+        }
+        let name = device.name.clone();
+        drop(device);
+        self.lock().closing.retain(|closing| *closing != name);
+        self.gone.notify_all();
+    }
+}
