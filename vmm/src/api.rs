@@ -198,7 +198,10 @@ fn router(info: InfoSource, control: Control, passthrough: Arc<Passthrough>) -> 
         .route("/v1/vm/pause", command(Command::Pause))
         .route("/v1/vm/resume", command(Command::Resume))
         .route("/v1/vm/devices", get(devices::list))
-        .route("/v1/vm/devices/{device}", put(devices::add).delete(devices::remove))
+        .route(
+            "/v1/vm/devices/{device}",
+            put(devices::add).delete(devices::remove),
+        )
         .with_state(Arc::new(Context {
             info,
             control,

@@ -55,7 +55,9 @@ pub enum OpenError {
     #[error("device {0} refused: {1} cannot be opened: {2}; run as root or be given the file")]
     Permission(Source, PathBuf, std::io::Error),
     /// A descriptor is none of a device.
-    #[error("device {0} refused: not a descriptor that can be used: {1}; pass an open /dev/vfio/devices/vfioN")]
+    #[error(
+        "device {0} refused: not a descriptor that can be used: {1}; pass an open /dev/vfio/devices/vfioN"
+    )]
     Descriptor(Source, std::io::Error),
     /// Guest memory could not be mapped for it.
     #[error("device {0} refused: {1}")]

@@ -54,7 +54,9 @@ async fn work(
     let passthrough = Arc::clone(&context.passthrough);
     match tokio::task::spawn_blocking(move || work(&passthrough)).await {
         Ok(Ok(())) => Ok(StatusCode::NO_CONTENT),
-        Ok(Err(error @ PassthroughError::Unknown(_))) => Err(refused(StatusCode::NOT_FOUND, error.to_string())),
+        Ok(Err(error @ PassthroughError::Unknown(_))) => {
+            Err(refused(StatusCode::NOT_FOUND, error.to_string()))
+        }
         Ok(Err(error @ (PassthroughError::Kept(_) | PassthroughError::Twice(_)))) => {
             Err(refused(StatusCode::CONFLICT, error.to_string()))
         }

@@ -249,7 +249,10 @@ impl Passthrough {
         };
         match notice {
             Notice::Failed => {
-                tracing::error!(name, "the device has failed; it is stopped, and waits to be taken out");
+                tracing::error!(
+                    name,
+                    "the device has failed; it is stopped, and waits to be taken out"
+                );
                 device.state = DeviceState::Failed;
                 let function = Arc::clone(&device.function);
                 drop(inner);
@@ -259,7 +262,10 @@ impl Passthrough {
                 let since = *device.wanted.get_or_insert_with(Instant::now);
                 let slot = device.slot;
                 if since.elapsed() < PATIENCE {
-                    tracing::warn!(name, "the host wants the device back; the guest is asked to let go of it");
+                    tracing::warn!(
+                        name,
+                        "the host wants the device back; the guest is asked to let go of it"
+                    );
                     device.state = DeviceState::Leaving;
                     drop(inner);
                     self.hot_plug.ask_for(slot);

@@ -298,8 +298,7 @@ impl ConfigSpace {
     }
 
     fn wanted_move(&self, bar: &Bar, partial: bool) -> Option<BarMove> {
-        let enabled =
-            bar.kind != BarKind::Rom || self.bytes[usize::from(ROM_REGISTER)] & ROM_ENABLE != 0;
+        let enabled = bar.kind != BarKind::Rom || self.bytes[usize::from(ROM_REGISTER)] & ROM_ENABLE != 0;
         let to = if self.command() & COMMAND_MEMORY == 0 || !enabled {
             None
         } else if self.is_probe(bar, partial) {

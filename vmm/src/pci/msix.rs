@@ -138,7 +138,9 @@ impl Msix {
 
     /// `vector` is delivered: nothing masks it.
     pub fn is_live(&self, vector: u16) -> bool {
-        self.entries.get(usize::from(vector)).is_some_and(|entry| entry.live)
+        self.entries
+            .get(usize::from(vector))
+            .is_some_and(|entry| entry.live)
     }
 
     /// How many vectors there are up to the last that the driver has given a message.

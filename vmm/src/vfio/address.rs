@@ -85,9 +85,10 @@ impl Source {
     /// A name for it: its address where that is known.
     pub fn name(&self) -> String {
         match self {
-            Self::Folder(path) => path
-                .file_name()
-                .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into()),
+            Self::Folder(path) => path.file_name().map_or_else(
+                || path.display().to_string(),
+                |name| name.to_string_lossy().into(),
+            ),
             other => other.to_string(),
         }
     }
@@ -152,7 +153,16 @@ mod tests {
         assert_eq!(name("/sys/bus/pci/devices/0000:01:10.0").unwrap(), "0000:01:10.0");
         assert_eq!(name("fd=7").unwrap(), "fd=7");
         for wrong in [
-            "", "01:10", "1:10.0", "01:10.8", "01:20.0", "01:+1.0", "0:01:10.0", "/dev/null", "fd=2", "fd=x",
+            "",
+            "01:10",
+            "1:10.0",
+            "01:10.8",
+            "01:20.0",
+            "01:+1.0",
+            "0:01:10.0",
+            "/dev/null",
+            "fd=2",
+            "fd=x",
         ] {
             name(wrong).unwrap_err();
         }

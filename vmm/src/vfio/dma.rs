@@ -100,13 +100,12 @@ impl DmaSpaces {
     pub fn attach(&mut self, source: &Source, vm: &Vm, ram: &GuestRam) -> Result<Attached, OpenError> {
         check(source)?;
         let interface = Interface::of(source, Path::new(IOMMUFD));
-        let space = match self.0.iter().find(|space| space.interface == interface) {
-            Some(space) => Arc::clone(space),
-            None => {
-                let space = Arc::new(DmaSpace::new(interface, source, vm, ram)?);
-                self.0.push(Arc::clone(&space));
-                space
-            }
+        let space = if let Some(space) = self.0.iter().find(|space| space.interface == interface) {
+            Arc::clone(space)
+        } else {
+            let space = Arc::new(DmaSpace::new(interface, source, vm, ram)?);
+            self.0.push(Arc::clone(&space));
+            space
         };
         space.attach(source)
     }
@@ -238,7 +237,9 @@ impl MemoryObserver for DmaSpace {
     }
 
     fn ram_removed(&self, region: &RamRegion) {
-        let Ok(len) = usize::try_from(region.len) else { return };
+        let Ok(len) = usize::try_from(region.len) else {
+            return;
+        };
         if let Err(error) = self.ops.vfio_dma_unmap(region.guest_addr, len) {
             tracing::error!(%error, "the IOMMU keeps guest memory mapped until the last device is closed");
         }
@@ -247,8 +248,9 @@ impl MemoryObserver for DmaSpace {
 
 fn pinning_refused(error: &VfioError, len: u64) -> String {
     let errno = match error {
-        VfioError::IommuDmaMap(error)
-        | VfioError::IommufdIoctlError(IommufdError::IommuIoasMap(error)) => error.errno(),
+        VfioError::IommuDmaMap(error) | VfioError::IommufdIoctlError(IommufdError::IommuIoasMap(error)) => {
+            error.errno()
+        }
         _ => 0,
     };
     let limit = getrlimit(Resource::Memlock).current;

@@ -109,7 +109,7 @@ impl VfioFunction {
         let ranges = self.registers.msix.as_ref().map(msix_ranges);
         let part_at = |at: u64| {
             let hit = ranges.iter().flatten().find_map(|(part, of, range)| {
-                (*of == bar && range.contains(&at)).then_some((*part, at - range.start))
+                (*of == bar && range.contains(&at)).then(|| (*part, at - range.start))
             });
             hit.unwrap_or((Part::Device, at))
         };

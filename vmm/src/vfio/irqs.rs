@@ -33,8 +33,8 @@ fn request(index: u32, start: u32, events: &[Option<&EventFd>], for_what: Use) -
     let words = HEADER + events.len();
     let bytes = u32::try_from(words * size_of::<u32>()).unwrap_or(u32::MAX);
     let mut request = vec![bytes, VFIO_IRQ_SET_DATA_EVENTFD | action, index, start, count];
-    let descriptor = |event: &Option<&EventFd>| -> RawFd { event.map_or(-1, AsRawFd::as_raw_fd) };
-    request.extend(events.iter().map(|event| descriptor(event).cast_unsigned()));
+    let descriptor = |event: Option<&EventFd>| -> RawFd { event.map_or(-1, AsRawFd::as_raw_fd) };
+    request.extend(events.iter().map(|event| descriptor(*event).cast_unsigned()));
     request
 }
 

@@ -54,7 +54,9 @@ impl Region {
         for part in mapped_parts(&device.mappable(region), trapped) {
             match device.map(region, part.clone()) {
                 Ok(memory) => parts.push((part.start, Arc::new(memory))),
-                Err(error) => tracing::warn!(bar, ?part, %error, "registers are not mapped but passed on one by one"),
+                Err(error) => {
+                    tracing::warn!(bar, ?part, %error, "registers are not mapped but passed on one by one");
+                }
             }
         }
         Self { bar, parts }
@@ -105,8 +107,14 @@ mod tests {
         assert_eq!(mapped_parts(&[0..0x4000], &[0x3ff0..0x4000]), [0..0x3000]);
         assert_eq!(mapped_parts(&[0..0x1000], &[0..0x10]), []);
         // Table and pending bits share a page, and a table goes beyond the end.
-        assert_eq!(mapped_parts(&[0..0x3000], &[0x100..0x200, 0x800..0x808]), [0x1000..0x3000]);
-        assert_eq!(mapped_parts(&[0..0x2000], &[0x1000..u64::MAX - 0xfff]), [0..0x1000]);
+        assert_eq!(
+            mapped_parts(&[0..0x3000], &[0x100..0x200, 0x800..0x808]),
+            [0x1000..0x3000]
+        );
+        assert_eq!(
+            mapped_parts(&[0..0x2000], &[0x1000..u64::MAX - 0xfff]),
+            [0..0x1000]
+        );
     }
 
     #[test]

@@ -308,7 +308,9 @@ impl Registers {
         let header = |id: u16, version: u8, next: u16| {
             (u32::from(next) << 20 | u32::from(version) << 16 | u32::from(id)).to_le_bytes()
         };
-        let first_is_hidden = shown.first().is_some_and(|first| first.at != capabilities::EXTENDED);
+        let first_is_hidden = shown
+            .first()
+            .is_some_and(|first| first.at != capabilities::EXTENDED);
         if first_is_hidden {
             // The list starts here even when there is nothing to see.
             let placeholder = header(0xffff, 1, shown[0].at);

@@ -26,7 +26,7 @@ pub(super) struct FakeDevice {
     pub(super) config: Mutex<Vec<u8>>,
     /// Lengths of the regions before it.
     pub(super) regions: [u64; 7],
-    /// Interrupts of the kinds INTx, MSI and MSI-X.
+    /// Interrupts of the kinds `INTx`, MSI and MSI-X.
     pub(super) irqs: [u32; 3],
     pub(super) can_add: bool,
     pub(super) asked: Mutex<Vec<Asked>>,

@@ -26,7 +26,9 @@ impl Rig {
         };
         let root = Root::new(Arc::clone(&mmio), windows);
         let function = VfioFunction::new(Arc::clone(&device) as _, Arc::clone(&platform) as _).unwrap();
-        let slot = root.add_hot_plug(Arc::new(function) as Arc<dyn Function>).unwrap();
+        let slot = root
+            .add_hot_plug(Arc::new(function) as Arc<dyn Function>)
+            .unwrap();
         Self {
             device,
             platform,
@@ -56,7 +58,12 @@ fn command(value: u8) -> Asked {
 fn bars_are_mapped_into_the_guest_but_for_the_msix_pages() {
     let rig = Rig::new(igb());
     assert_eq!(rig.slot, 16);
-    let maps: Vec<_> = rig.platform.take().into_iter().filter(|call| matches!(call, Call::Map(..))).collect();
+    let maps: Vec<_> = rig
+        .platform
+        .take()
+        .into_iter()
+        .filter(|call| matches!(call, Call::Map(..)))
+        .collect();
     // BAR 3 has its table in the first page and the pending bits in the third.
     let bar3 = BASE + 0x4_0000;
     assert_eq!(
@@ -92,7 +99,10 @@ fn a_bar_that_moves_takes_its_memory_along() {
     let rig = Rig::new(igb());
     rig.platform.take();
     rig.write(0x10, &0xd000_0000u32.to_le_bytes());
-    assert_eq!(rig.platform.take(), [Call::Unmap(BASE), Call::Map(0xd000_0000, 0x20000)]);
+    assert_eq!(
+        rig.platform.take(),
+        [Call::Unmap(BASE), Call::Map(0xd000_0000, 0x20000)]
+    );
     // Finding out the size moves nothing.
     rig.write(0x10, &[0xff; 4]);
     assert_eq!(rig.read(0x10, 4), 0xfffe_0000u32.to_le_bytes());
@@ -107,7 +117,10 @@ fn a_bar_that_moves_takes_its_memory_along() {
 fn the_guests_bus_master_bit_reaches_the_device_and_memory_decoding_stays_on() {
     let rig = Rig::new(igb());
     rig.device.take();
-    assert!(rig.write(4, &[0x06, 0x04]).contains(&Asked::Write(7, 4, vec![0x06, 0x04])));
+    assert!(
+        rig.write(4, &[0x06, 0x04])
+            .contains(&Asked::Write(7, 4, vec![0x06, 0x04]))
+    );
     assert_eq!(rig.write(4, &[0]), [Asked::Write(7, 4, vec![0x02, 0x04])]);
     assert_eq!(rig.read(4, 2), [0, 4], "the guest reads its own");
     // The upper half alone, and across the register's border.
@@ -133,10 +146,17 @@ fn registers_of_any_width_go_to_their_owners_byte_by_byte() {
     let rig = Rig::new(igb());
     rig.device.take();
     // The last byte of the capability's flags is ours, the device capabilities are not, nor is device control.
-    assert_eq!(rig.write(0xa3, &[1, 2, 3, 4, 5, 6]), [Asked::Write(7, 0xa4, vec![2, 3, 4, 5, 6])]);
+    assert_eq!(
+        rig.write(0xa3, &[1, 2, 3, 4, 5, 6]),
+        [Asked::Write(7, 0xa4, vec![2, 3, 4, 5, 6])]
+    );
     assert_eq!(rig.read(0xa2, 3), [0x92, 0, 2]);
     assert_eq!(rig.read(0xfff, 1), [0]);
-    assert_eq!(rig.read(0x100, 4), [1, 0, 1, 0], "error reporting is the last of its list");
+    assert_eq!(
+        rig.read(0x100, 4),
+        [1, 0, 1, 0],
+        "error reporting is the last of its list"
+    );
 }
 
 #[test]

@@ -52,7 +52,8 @@ impl Watch {
 
 fn wait(wanted: &EventFd, failed: &EventFd, stop: &EventFd, tell: &dyn Fn(Notice)) {
     loop {
-        let mut fds = [stop, failed, wanted].map(|event| PollFd::from_borrowed_fd(fd::borrow(event), PollFlags::IN));
+        let mut fds =
+            [stop, failed, wanted].map(|event| PollFd::from_borrowed_fd(fd::borrow(event), PollFlags::IN));
         match poll(&mut fds, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => {
@@ -81,4 +82,3 @@ impl Drop for Watch {
         }
     }
 }
-

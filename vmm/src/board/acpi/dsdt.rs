@@ -3,8 +3,8 @@
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, Field,
     FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed,
-    Method, MethodCall, Name, Notify, ONE, OpRegion, OpRegionSpace, Or, Package, Path, ResourceTemplate, Return, Scope,
-    Store, Uuid, ZERO,
+    Method, MethodCall, Name, Notify, ONE, OpRegion, OpRegionSpace, Or, Package, Path, ResourceTemplate,
+    Return, Scope, Store, Uuid, ZERO,
 };
 use acpi_tables::{Aml, sdt::Sdt};
 

@@ -119,10 +119,7 @@ fn msi_has_its_message_and_mask_in_configuration_space() {
     rig.platform.take();
     rig.write(MSI + 2, &0xfee0_1000u64.to_le_bytes());
     rig.write(MSI + 10, &[0x31, 0]);
-    assert_eq!(
-        rig.write(MSI, &[1]),
-        [Asked::Triggers(Irq::Msi, 0, vec![true])]
-    );
+    assert_eq!(rig.write(MSI, &[1]), [Asked::Triggers(Irq::Msi, 0, vec![true])]);
     assert_eq!(
         rig.platform.take(),
         [Call::Route(0, 0xfee0_1000, 0x31), Call::Unmask(0)]

@@ -37,6 +37,11 @@ fn found_extended(config: &ConfigSpace) -> Vec<(u16, u16)> {
     list
 }
 
+/// The offsets of an access that are the device's own.
+fn own(registers: &Registers, offset: u16, len: usize) -> Vec<usize> {
+    registers.own_parts(offset, len).into_iter().flatten().collect()
+}
+
 #[test]
 fn an_sr_iov_nic_shows_what_is_its_own_and_hides_what_is_the_hosts() {
     let registers = Registers::read(&igb()).unwrap();
@@ -75,9 +80,9 @@ fn an_sr_iov_nic_shows_what_is_its_own_and_hides_what_is_the_hosts() {
     // An endpoint of the root complex, which has no link.
     assert_eq!(word(config, 0xa2), 0x0092);
     assert!(registers.own_parts(0xac, 8).is_empty());
-    assert_eq!(registers.own_parts(0xa4, 8), [0..8]);
+    assert!(own(&registers, 0xa4, 8).into_iter().eq(0..8));
     // The whole of error reporting up to the next capability is the device's own, and its header is not.
-    assert_eq!(registers.own_parts(0x100, 0x60), [4..0x50]);
+    assert!(own(&registers, 0x100, 0x60).into_iter().eq(4..0x50));
 }
 
 #[test]
@@ -87,7 +92,10 @@ fn capabilities_keep_their_places_and_order() {
     assert_eq!(found(config), [(0xc8, 1), (0xd0, 5), (0xe0, 0x10), (0xa0, 0x11)]);
     assert_eq!(found_extended(config), [(0x100, 1), (0x140, 3)]);
     assert_eq!(registers.reset_byte, Some(0xe9));
-    assert_eq!(registers.own_parts(0x140, 12), [4..12], "the serial number");
+    assert!(
+        own(&registers, 0x140, 12).into_iter().eq(4..12),
+        "the serial number"
+    );
 }
 
 #[test]
@@ -107,7 +115,11 @@ fn power_states_and_messages_are_ours_and_the_guest_can_change_them_alone() {
     let registers = Registers::read(&igb()).unwrap();
     let mut config = registers.power_on().clone();
     config.write(0x44, &[0xff; 4]);
-    assert_eq!(config.get::<4>(0x44), [0x0b, 0, 0, 0], "D3, from which nothing is reset");
+    assert_eq!(
+        config.get::<4>(0x44),
+        [0x0b, 0, 0, 0],
+        "D3, from which nothing is reset"
+    );
     config.write(0x52, &[0xff; 22]);
     let mut expected = [0xff; 22];
     // Enable and multiple message enable; 64 bits and maskable; a message's lowest bits; the word after the data.
@@ -127,7 +139,10 @@ fn roms_and_small_bars_take_whole_pages() {
     device.regions = [0x80, 0, 0, 0, 0, 0, 0x1800];
     let registers = Registers::read(&device).unwrap();
     let bars: Vec<_> = registers.power_on().bars().collect();
-    assert_eq!(bars, [(0, BarKind::Memory32, 0x1000), (ROM, BarKind::Rom, 0x2000)]);
+    assert_eq!(
+        bars,
+        [(0, BarKind::Memory32, 0x1000), (ROM, BarKind::Rom, 0x2000)]
+    );
 }
 
 #[test]
@@ -153,12 +168,18 @@ fn the_status_register_is_the_devices_but_for_the_list() {
     let mut high = [0x20];
     registers.fix_status(7, &mut high);
     assert_eq!(high, [0x20]);
-    assert_eq!(registers.own_parts(0, 64), [6..8]);
+    assert_eq!(own(&registers, 0, 64), [6, 7]);
 }
 
 #[test]
 fn lists_that_loop_end() {
-    let config = recorded(&[(0, "86800100"), (0x34, "40"), (0x40, "0148"), (0x48, "0940"), (0x100, "01000110")]);
+    let config = recorded(&[
+        (0, "86800100"),
+        (0x34, "40"),
+        (0x40, "0148"),
+        (0x48, "0940"),
+        (0x100, "01000110"),
+    ]);
     let device = FakeDevice {
         config: Mutex::new(config),
         ..igb()

@@ -1,8 +1,8 @@
 //! The slots whose PCI functions come and go: an object for each, and the method that tells of changes.
 
 use acpi_tables::aml::{
-    And, Device, Equal, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, If, Local, Method, Name,
-    Notify, OpRegion, OpRegionSpace, Path, Store,
+    And, Device, Equal, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, If, Local,
+    Method, Name, Notify, OpRegion, OpRegionSpace, Path, Store,
 };
 
 use super::aml;
