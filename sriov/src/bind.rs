@@ -30,7 +30,7 @@ pub enum BindError {
     #[error("{0} is a PCI bridge, which cannot be given away")]
     Bridge(Bdf),
     /// Other members of the group are bound elsewhere.
-    #[error("IOMMU group {group} of {bdf} is not viable: {} {} in it too; `sriov bind {bdf} --group` takes them all, and `sriov release` gives them back", list(others), if others.len() == 1 { "is" } else { "are" })]
+    #[error("IOMMU group {group} of {bdf} is not viable: {} {} in it too; `sriov bind {bdf} --group` takes them all, and `sriov release {bdf} --group` gives them back", list(others), if others.len() == 1 { "is" } else { "are" })]
     NotViable {
         /// The function asked for.
         bdf: Bdf,

@@ -205,6 +205,7 @@ impl Work<'_> {
         if count == 0 {
             return Ok(Vec::new());
         }
+        self.set_up().await?;
         write_count(self.sysfs, self.pf, dir, count)?;
         if self.sysfs.is_dry_run() {
             return Ok(self.announced(count));
@@ -212,6 +213,20 @@ impl Work<'_> {
         let made = self.appeared(count).await?;
         self.address_all().await?;
         Ok(made)
+    }
+
+    /// Sets the physical function up: while it is down nobody answers its virtual functions' drivers, which then make up addresses.
+    async fn set_up(&self) -> Result<(), CreateError> {
+        match self.function.first_net() {
+            Some(net) if !net.up && self.sysfs.is_dry_run() => println!("ip link set {} up", net.name),
+            Some(net) if !net.up => {
+                if let Some(netlink) = self.netlink {
+                    netlink.set_link(&net.name, net.index, true).await?;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     /// What a dry run tells of the addresses: the functions are not there, so they have none yet.

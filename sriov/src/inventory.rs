@@ -9,6 +9,8 @@ use crate::sysfs::Sysfs;
 const DEVICES: &str = "sys/bus/pci/devices";
 /// PCI classes "PCI-to-PCI bridge" and "semi-transparent PCI-to-PCI bridge" (PCI Code and ID Assignment Specification).
 const CLASS_BRIDGES: [u32; 2] = [0x0604, 0x0609];
+/// The flag of an interface that is set up (`linux/if.h`).
+const IFF_UP: u32 = 1;
 /// PCI base class "network controller".
 const CLASS_NETWORK: u32 = 0x02;
 
@@ -50,7 +52,9 @@ pub struct NetDevice {
     pub index: u32,
     /// Current address.
     pub mac: Mac,
-    /// `up`, `down`, … (RFC 2863).
+    /// Whether the host has set it up.
+    pub up: bool,
+    /// Whether it works: `up`, `down`, … (RFC 2863).
     pub operstate: String,
     /// Link speed in Mbit/s, where the link is up.
     pub speed: Option<u32>,
@@ -177,6 +181,9 @@ fn net_devices(sysfs: &Sysfs, dir: &str) -> Vec<NetDevice> {
                 .text(format!("{net}/address"))
                 .and_then(|text| text.parse().ok())
                 .unwrap_or_default(),
+            up: sysfs
+                .number(format!("{net}/flags"))
+                .is_some_and(|flags: u32| flags & IFF_UP != 0),
             operstate: sysfs
                 .text(format!("{net}/operstate"))
                 .unwrap_or_else(|| "unknown".to_owned()),

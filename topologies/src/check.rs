@@ -1,5 +1,7 @@
 //! Checks a lab file's contents and fills in the defaults. Every problem is reported, not just the first.
 
+mod nic;
+
 use std::collections::HashMap;
 use std::io::Read as _;
 use std::ops::RangeInclusive;
@@ -9,11 +11,12 @@ use ipnet::IpNet;
 use serde_saphyr::{Location, Spanned};
 use vswitch::mac::MacAddr;
 
+use crate::image;
 use crate::lab::{Boot, Disk, Lab, Nic, Node, Switch, bridge_name, port_name};
 use crate::mac;
 use crate::memory_size;
 use crate::paths::{MAX_SOCKET_PATH, RunDir};
-use crate::problem::{Problem, Refused, did_you_mean};
+use crate::problem::{Problem, Refused};
 use crate::schema::{self, MAX_FILE_BYTES, RawDisk, RawLab, RawNic, RawNode, RawSwitch};
 
 /// Longest name of a lab, a switch or a node: two of them and a dot make a bridge name.
@@ -27,7 +30,9 @@ const MAX_DISKS: usize = 8;
 /// Least guest memory: below it a distribution's kernel does not unpack its initial RAM file system.
 const MIN_MEMORY_MIB: u64 = 128;
 /// What a node boots that says nothing of it.
-const DEFAULT_IMAGE: &str = "debian";
+const DEFAULT_IMAGE: &str = image::DEFAULT;
+/// The same if it has a NIC of the host.
+const HARDWARE_IMAGE: &str = image::WITH_DRIVERS;
 const DEFAULT_MEMORY_MIB: u64 = 512;
 /// The part of a kernel that says what it is.
 const KERNEL_HEADER: u64 = 0x206;
@@ -108,6 +113,8 @@ struct Checker<'a> {
     switches: Vec<Switch>,
     macs: HashMap<MacAddr, String>,
     addresses: HashMap<(String, std::net::IpAddr), String>,
+    /// Functions of the host that a NIC is, by what they are called in the file.
+    functions: HashMap<String, String>,
 }
 
 impl<'a> Checker<'a> {
@@ -119,6 +126,7 @@ impl<'a> Checker<'a> {
             switches: Vec::new(),
             macs: HashMap::new(),
             addresses: HashMap::new(),
+            functions: HashMap::new(),
         }
     }
 
@@ -136,16 +144,16 @@ impl<'a> Checker<'a> {
             self.switch(&name, &switch, spec.unwrap_or_default());
         }
         // Addresses that the file gives come before those that are made up, whatever their order.
-        let given: Vec<(String, Spanned<String>)> =
-            raw.nodes
-                .0
-                .iter()
-                .flat_map(|(node, spec)| {
-                    spec.nics.iter().enumerate().filter_map(move |(index, nic)| {
-                        Some((port_name(&node.value, index), nic.mac.clone()?))
-                    })
+        let given: Vec<(String, Spanned<String>)> = raw
+            .nodes
+            .0
+            .iter()
+            .flat_map(|(node, spec)| {
+                spec.nics.iter().enumerate().filter_map(move |(index, nic)| {
+                    Some((port_name(&node.value, index), nic.value.mac.clone()?))
                 })
-                .collect();
+            })
+            .collect();
         for (owner, text) in given {
             match mac::parse(&text.value) {
                 Ok(mac) => self.claim_mac(mac, owner, text.referenced),
@@ -316,6 +324,14 @@ impl<'a> Checker<'a> {
                     );
                 }
                 self.name("image", &image.value, image.referenced);
+                if image.value == DEFAULT_IMAGE && Self::default_image(spec) != DEFAULT_IMAGE {
+                    self.refuse(
+                        image.referenced,
+                        format!(
+                            "image `{DEFAULT_IMAGE}` has no drivers for NICs of the host; use `{HARDWARE_IMAGE}`, or leave `image` out"
+                        ),
+                    );
+                }
                 return Boot::Image(image.value.clone());
             }
             (None, Some(kernel)) => {
@@ -337,10 +353,20 @@ impl<'a> Checker<'a> {
                         "an `initrd` needs a kernel to load it; add `kernel`",
                     );
                 }
-                return Boot::Image(DEFAULT_IMAGE.to_owned());
+                return Boot::Image(Self::default_image(spec).to_owned());
             }
         }
         Boot::Image(String::new())
+    }
+
+    /// What a node boots that names neither image nor kernel.
+    fn default_image(spec: &RawNode) -> &'static str {
+        let of_host = |nic: &Spanned<RawNic>| nic.value.vf.is_some() || nic.value.pci.is_some();
+        if spec.nics.iter().any(of_host) {
+            HARDWARE_IMAGE
+        } else {
+            DEFAULT_IMAGE
+        }
     }
 
     fn cmdline(&mut self, cmdline: &Spanned<String>) {
@@ -398,53 +424,6 @@ impl<'a> Checker<'a> {
         Disk {
             path: self.existing(&disk.path),
             readonly: disk.readonly.unwrap_or(false),
-        }
-    }
-
-    fn nic(&mut self, lab: &str, node: &str, index: usize, nic: RawNic) -> Nic {
-        let at = nic.switch.referenced;
-        let known: Vec<String> = self.switches.iter().map(|switch| switch.name.clone()).collect();
-        let switch = self
-            .switches
-            .iter()
-            .find(|switch| switch.name == nic.switch.value);
-        let switch_mtu = switch.map_or(vswitch::config::DEFAULT_MTU, |switch| switch.mtu);
-        if switch.is_none() {
-            let near = did_you_mean(&nic.switch.value, known.iter().map(String::as_str));
-            let list = if known.is_empty() {
-                "none".to_owned()
-            } else {
-                known.join(", ")
-            };
-            let wanted = &nic.switch.value;
-            self.refuse(
-                at,
-                format!("there is no switch `{wanted}`{near} (switches of this lab: {list})"),
-            );
-        }
-        let port = port_name(node, index);
-        let socket = self.run.port_socket(&bridge_name(lab, &nic.switch.value), &port);
-        self.socket(&socket, at);
-        let mac = nic
-            .mac
-            .as_ref()
-            .and_then(|text| mac::parse(&text.value).ok())
-            .unwrap_or_else(|| {
-                let mac = mac::generate(lab, node, index);
-                self.claim_mac(mac, port.clone(), at);
-                mac
-            });
-        let low = u64::from(vswitch::config::MIN_MTU);
-        Nic {
-            mac,
-            ip: nic.ip.and_then(|ip| self.address(&nic.switch.value, &port, &ip)),
-            queues: self.number("queues", nic.queues, QUEUES).unwrap_or(1),
-            isolate: nic.isolate.unwrap_or(false),
-            // A NIC may be told to send less than its switch carries, never more.
-            mtu: self
-                .number("mtu", nic.mtu, low..=u64::from(switch_mtu))
-                .unwrap_or(switch_mtu),
-            switch: nic.switch.value,
         }
     }
 

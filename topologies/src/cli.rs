@@ -150,6 +150,7 @@ async fn bring_up(args: &UpArgs, run: &RunDir, format: Format) -> Result<ExitCod
         engine: args.engine,
         limit: Duration::from_secs(limit),
     };
+    warn(&lab);
     let file = std::path::absolute(&args.file).map_err(CliError::Output)?;
     let state = up::up(&file, lab, run, options).await?;
     let view = status(&state, &run.lab(&state.lab.name)).await;
@@ -228,9 +229,10 @@ async fn list(run: &RunDir, format: Format) -> Result<(), CliError> {
 
 fn validate(args: &ValidateArgs, run: &RunDir, format: Format) -> Result<(), CliError> {
     let lab = check::load(&args.file, run)?;
+    warn(&lab);
     if args.plan {
         let choice = choose(args.engine)?;
-        let plan = Plan::new(&lab, run, planned_boot);
+        let plan = Plan::new(&lab, run, &[], planned_boot);
         let commands = plan.commands(&*choice.engine);
         if format == Format::Json {
             return print_json(&commands);
@@ -247,6 +249,13 @@ fn validate(args: &ValidateArgs, run: &RunDir, format: Format) -> Result<(), Cli
         count(lab.nodes.len(), "node", "nodes"),
         count(lab.switches.len(), "switch", "switches")
     ))
+}
+
+/// Tells what the host's NICs will not do, beside the results.
+fn warn(lab: &Lab) {
+    for line in lab.warnings() {
+        eprintln!("warning: {line}");
+    }
 }
 
 fn count(number: usize, one: &str, many: &str) -> String {
@@ -366,7 +375,7 @@ fn common_addresses(lab: &Lab, from: &str, to: &str) -> Option<(String, String)>
         let far = to
             .nics
             .iter()
-            .find(|far| far.switch == near.switch && far.ip.is_some())?;
+            .find(|far| far.shares_network(near) && far.ip.is_some())?;
         Some((near.ip?.addr().to_string(), far.ip?.addr().to_string()))
     })
 }
@@ -399,9 +408,10 @@ async fn emulated_host(command: &HostCommand, format: Format) -> Result<ExitCode
     let host = Host::of_user();
     let progress = Progress::new();
     match command {
-        HostCommand::Up { memory } => {
+        HostCommand::Up { memory, append } => {
             let step = progress.step("host", "starting the emulated host");
             let record = host
+                .with_kernel_words(append)
                 .up(*memory, &Cache::of_user(), &|text| step.note(text))
                 .await?;
             step.done(&format!("the emulated host is up (pid {})", record.process.pid));

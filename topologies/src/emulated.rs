@@ -158,6 +158,7 @@ pub enum Status {
 pub struct Host {
     folder: PathBuf,
     channels: Channels,
+    kernel_words: String,
 }
 
 impl Host {
@@ -173,7 +174,15 @@ impl Host {
         Self {
             channels: Channels::new(&folder, CHANNELS),
             folder,
+            kernel_words: String::new(),
         }
+    }
+
+    /// The same, booted with `words` added to its kernel command line if it is not up yet.
+    #[must_use]
+    pub fn with_kernel_words(mut self, words: &str) -> Self {
+        words.clone_into(&mut self.kernel_words);
+        self
     }
 
     /// What it prints on its console.

@@ -6,12 +6,15 @@ use crate::initramfs::{self, BuildError, Image, Progress, Recipe, Tool};
 /// The name of the guest image.
 pub const DEFAULT: &str = "debian";
 
+/// The name of the guest image with drivers for NICs and drives of the host.
+pub const WITH_DRIVERS: &str = "debian-hardware";
+
 /// All images that there are recipes for.
 const RECIPES: [&Recipe; 2] = [&GUEST, &HARDWARE];
 
 /// The same with Debian's kernel for real machines and drivers for the PCI devices that guests are given.
 const HARDWARE: Recipe = Recipe {
-    name: "debian-hardware",
+    name: WITH_DRIVERS,
     kernel: "linux-image-amd64",
     available: &["tun", "8021q", "igb", "igbvf", "e1000e", "nvme"],
     ..GUEST

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use sriov::address::Bdf;
 use vswitch::fdb::OnFull;
 use vswitch::mac::MacAddr;
 
@@ -74,19 +75,91 @@ pub enum Boot {
 /// One NIC of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Nic {
-    /// The switch, by its name within the lab.
-    pub switch: String,
-    /// The NIC's address.
-    pub mac: MacAddr,
+    /// What it is.
+    #[serde(flatten)]
+    pub kind: NicKind,
+    /// The NIC's address; a PCI device has its own.
+    pub mac: Option<MacAddr>,
     /// The address that the guest configures, if any.
     pub ip: Option<IpNet>,
+    /// Largest IP packet, in bytes.
+    pub mtu: u16,
+}
+
+/// What a NIC is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum NicKind {
+    /// A virtio device on a switch.
+    Switch(SwitchNic),
+    /// A virtual function of a NIC of the host.
+    Vf(VfNic),
+    /// A PCI device of the host.
+    Pci {
+        /// Its address.
+        pci: Bdf,
+    },
+}
+
+/// A NIC on a switch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwitchNic {
+    /// The switch, by its name within the lab.
+    pub switch: String,
     /// Queue pairs.
     pub queues: u16,
     /// Whether a process of its own stands between the machine and the switch, which then never maps the machine's
     /// memory.
     pub isolate: bool,
-    /// Largest IP packet, in bytes.
-    pub mtu: u16,
+}
+
+/// A NIC that is a virtual function.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VfNic {
+    /// The physical function, by interface or PCI address.
+    #[serde(rename = "vf")]
+    pub pf: String,
+    /// Which of its virtual functions; any free one if not given.
+    pub index: Option<u32>,
+    /// The VLAN that the physical function puts it in.
+    pub vlan: Option<u16>,
+    /// Whether the guest may ask for frames that are not for it.
+    pub promisc: bool,
+    /// Whether the guest may send from other addresses than its own.
+    pub spoof: bool,
+}
+
+impl Nic {
+    /// What it is on a switch, if it is on one.
+    pub fn on_switch(&self) -> Option<&SwitchNic> {
+        match &self.kind {
+            NicKind::Switch(nic) => Some(nic),
+            _ => None,
+        }
+    }
+
+    /// What is in the place of a switch's name for people: a switch, a virtual function, a PCI device.
+    pub fn place(&self) -> String {
+        match &self.kind {
+            NicKind::Switch(nic) => nic.switch.clone(),
+            NicKind::Vf(VfNic { pf, index: None, .. }) => format!("vf {pf}"),
+            NicKind::Vf(VfNic {
+                pf,
+                index: Some(index),
+                ..
+            }) => format!("vf {pf}:{index}"),
+            NicKind::Pci { pci } => format!("pci {pci}"),
+        }
+    }
+
+    /// Whether this NIC and another are on one network, as far as the lab file tells.
+    pub fn shares_network(&self, other: &Self) -> bool {
+        match (&self.kind, &other.kind) {
+            (NicKind::Switch(one), NicKind::Switch(other)) => one.switch == other.switch,
+            (NicKind::Vf(one), NicKind::Vf(other)) => (&one.pf, one.vlan) == (&other.pf, other.vlan),
+            _ => false,
+        }
+    }
 }
 
 /// One disk of a machine.
@@ -102,6 +175,33 @@ impl Lab {
     /// The bridge name of one of the lab's switches: bridges are named for the whole host.
     pub fn bridge(&self, switch: &str) -> String {
         bridge_name(&self.name, switch)
+    }
+
+    /// What the host's NICs will not do that the lab asks for, a line each.
+    pub fn warnings(&self) -> Vec<String> {
+        let nics = self.nodes.iter().flat_map(|node| {
+            let nics = node.nics.iter().enumerate();
+            nics.map(move |(index, nic)| (port_name(&node.name, index), nic))
+        });
+        let mut all = Vec::new();
+        for (name, nic) in nics {
+            let NicKind::Vf(vf) = &nic.kind else { continue };
+            if vf.promisc {
+                all.push(format!(
+                    "NIC {name}: {} filters by address, so a promiscuous guest on a VF sees its own frames, broadcasts and multicasts; \
+                     other hosts' unicast only where the NIC supports it for trusted VFs (an 82576 does not)",
+                    vf.pf
+                ));
+            }
+            if vf.spoof {
+                all.push(format!(
+                    "NIC {name}: frames from other addresses go out, but {} delivers answers to the VF's own address alone; a bridge \
+                     or router of other hosts' addresses in this guest needs a switch NIC, or the whole PCI device",
+                    vf.pf
+                ));
+            }
+        }
+        all
     }
 
     /// The node with this name.

@@ -19,6 +19,7 @@ pub mod lock;
 pub mod mac;
 pub mod measure;
 mod memory_size;
+pub mod passthrough;
 pub mod paths;
 pub mod plan;
 pub mod problem;

@@ -8,7 +8,8 @@ use vswitch::mac::MacAddr;
 use vswitch::model::NewPort;
 
 use crate::engine::Engine;
-use crate::lab::{Disk, Lab, Nic, Node, Switch, port_name};
+use crate::lab::{Disk, Lab, Nic, Node, Switch, SwitchNic, port_name};
+use crate::passthrough::Device;
 use crate::paths::{NodeDir, RunDir};
 
 /// What a machine boots, with all names resolved to files.
@@ -72,15 +73,17 @@ pub struct NodePlan {
     pub cpus: u8,
     /// Guest memory in MiB.
     pub memory_mib: u64,
-    /// Its NICs.
+    /// Its NICs on switches.
     pub nics: Vec<NicPlan>,
+    /// Its devices of the host by address; what the lab file calls them where that is not known yet.
+    pub devices: Vec<String>,
     /// Its disks.
     pub disks: Vec<Disk>,
     /// Whether its agent says when it is ready.
     pub agent: bool,
 }
 
-/// One NIC of a machine.
+/// One NIC of a machine on a switch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NicPlan {
     /// The switch, by its name on the host.
@@ -111,8 +114,13 @@ pub struct IsolatePlan {
 }
 
 impl Plan {
-    /// The processes of `lab`, with its files under `run`. `boot` says what each node boots.
-    pub fn new(lab: &Lab, run: &RunDir, mut boot: impl FnMut(&Node) -> BootFiles) -> Self {
+    /// The processes of `lab`, with its files under `run`. `devices` have been prepared for it, and `boot` says what each node boots.
+    pub fn new(
+        lab: &Lab,
+        run: &RunDir,
+        devices: &[Device],
+        mut boot: impl FnMut(&Node) -> BootFiles,
+    ) -> Self {
         let switches = lab
             .switches
             .iter()
@@ -121,7 +129,7 @@ impl Plan {
         let nodes = lab
             .nodes
             .iter()
-            .map(|node| NodePlan::new(lab, node, run, boot(node)))
+            .map(|node| NodePlan::new(lab, node, run, devices, boot(node)))
             .collect();
         Self { switches, nodes }
     }
@@ -177,12 +185,14 @@ impl SwitchPlan {
                     .enumerate()
                     .map(move |(index, nic)| (node, index, nic))
             })
-            .filter(|(_, _, nic)| nic.switch == switch.name)
-            .map(|(node, index, nic)| PortPlan {
-                name: port_name(&node.name, index),
-                queues: nic.queues,
-                mac: nic.mac,
-                mtu: nic.mtu,
+            .filter_map(|(node, index, nic)| {
+                let on = nic.on_switch().filter(|on| on.switch == switch.name)?;
+                Some(PortPlan {
+                    name: port_name(&node.name, index),
+                    queues: on.queues,
+                    mac: nic.mac?,
+                    mtu: nic.mtu,
+                })
             })
             .collect();
         Self {
@@ -206,35 +216,68 @@ impl PortPlan {
 }
 
 impl NodePlan {
-    fn new(lab: &Lab, node: &Node, run: &RunDir, boot: BootFiles) -> Self {
+    fn new(lab: &Lab, node: &Node, run: &RunDir, devices: &[Device], boot: BootFiles) -> Self {
         let dir = run.lab(&lab.name).node(&node.name);
-        let nics = node
-            .nics
-            .iter()
-            .enumerate()
-            .map(|(index, nic)| NicPlan::new(lab, node, index, nic, run, &dir))
-            .collect();
+        let mut nics = Vec::new();
+        let mut given = Vec::new();
+        for (index, nic) in node.nics.iter().enumerate() {
+            match (nic.on_switch(), nic.mac) {
+                (Some(on), Some(mac)) => {
+                    let place = Place {
+                        lab,
+                        node,
+                        index,
+                        run,
+                        dir: &dir,
+                    };
+                    nics.push(NicPlan::new(&place, nic, on, mac));
+                }
+                _ => given.push(
+                    devices
+                        .iter()
+                        .find(|device| device.is_nic(&node.name, index))
+                        .map_or_else(|| nic.place(), |device| device.bdf.to_string()),
+                ),
+            }
+        }
         Self {
             name: node.name.clone(),
             title: format!("{}.{}", lab.name, node.name),
-            cmdline: cmdline(node),
+            cmdline: cmdline(node, devices),
             dir,
             boot,
             cpus: node.cpus,
             memory_mib: node.memory_mib,
             nics,
+            devices: given,
             disks: node.disks.clone(),
             agent: node.agent,
         }
     }
 }
 
+/// Which NIC of a lab.
+struct Place<'a> {
+    lab: &'a Lab,
+    node: &'a Node,
+    index: usize,
+    run: &'a RunDir,
+    dir: &'a NodeDir,
+}
+
 impl NicPlan {
-    fn new(lab: &Lab, node: &Node, index: usize, nic: &Nic, run: &RunDir, dir: &NodeDir) -> Self {
+    fn new(place: &Place<'_>, nic: &Nic, on: &SwitchNic, mac: MacAddr) -> Self {
+        let Place {
+            lab,
+            node,
+            index,
+            run,
+            dir,
+        } = *place;
         let port = port_name(&node.name, index);
-        let bridge = lab.bridge(&nic.switch);
+        let bridge = lab.bridge(&on.switch);
         let switch = run.port_socket(&bridge, &port);
-        let isolate = nic.isolate.then(|| {
+        let isolate = on.isolate.then(|| {
             let socket = dir.isolate_socket(index);
             IsolatePlan {
                 arguments: vec![
@@ -243,9 +286,9 @@ impl NicPlan {
                     "--connect".into(),
                     switch.clone().into(),
                     "--queues".into(),
-                    nic.queues.to_string().into(),
+                    on.queues.to_string().into(),
                     "--mac".into(),
-                    nic.mac.to_string().into(),
+                    mac.to_string().into(),
                     "--mtu".into(),
                     nic.mtu.to_string().into(),
                 ],
@@ -256,8 +299,8 @@ impl NicPlan {
         Self {
             bridge,
             port,
-            mac: nic.mac,
-            queues: nic.queues,
+            mac,
+            queues: on.queues,
             mtu: nic.mtu,
             socket: isolate.as_ref().map_or(switch, |isolate| isolate.socket.clone()),
             isolate,
@@ -266,14 +309,23 @@ impl NicPlan {
 }
 
 /// The kernel command line: where the console is, and what the image's init configures.
-fn cmdline(node: &Node) -> String {
+fn cmdline(node: &Node, devices: &[Device]) -> String {
     // A guest that panicked restarts, and the log keeps what it said.
     let mut words = vec!["console=ttyS0".to_owned(), "panic=1".to_owned()];
     if node.agent {
         words.push(format!("netyard.hostname={}", node.name));
-        for nic in &node.nics {
-            let ip = nic.ip.map(|ip| ip.to_string()).unwrap_or_default();
-            words.push(format!("netyard.nic={},{ip},{}", nic.mac, nic.mtu));
+        for (index, nic) in node.nics.iter().enumerate() {
+            let own = || {
+                devices
+                    .iter()
+                    .find(|device| device.is_nic(&node.name, index))?
+                    .mac
+            };
+            // What has no address that is known here is left to the guest.
+            if let Some(mac) = nic.mac.or_else(own) {
+                let ip = nic.ip.map(|ip| ip.to_string()).unwrap_or_default();
+                words.push(format!("netyard.nic={mac},{ip},{}", nic.mtu));
+            }
         }
     }
     if !node.cmdline.is_empty() {

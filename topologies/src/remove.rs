@@ -9,6 +9,7 @@ use vswitch::daemon::{self, DaemonError};
 use vswitch::run_dir::BridgeDir;
 
 use crate::control;
+use crate::passthrough::{self, PrepareError};
 use crate::paths::LabDir;
 use crate::process::{self, ProcessError};
 use crate::progress::Progress;
@@ -26,6 +27,9 @@ pub enum RemoveError {
     /// A switch.
     #[error("switch {0}: {1}")]
     Switch(String, #[source] DaemonError),
+    /// A device of the host is not as it was.
+    #[error(transparent)]
+    Device(#[from] PrepareError),
     /// The lab's folder.
     #[error("cannot remove {0}: {1}")]
     Folder(PathBuf, #[source] io::Error),
@@ -69,6 +73,7 @@ pub async fn remove(
             .await
             .map_err(|error| RemoveError::Switch(switch.name.clone(), error))?;
     }
+    passthrough::give_back(state, progress).await?;
     match std::fs::remove_dir_all(dir.path()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(RemoveError::Folder(dir.path().to_path_buf(), error))

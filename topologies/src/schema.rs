@@ -46,7 +46,7 @@ pub(crate) struct RawNode {
     pub(crate) cpus: Option<Spanned<u64>>,
     pub(crate) memory: Option<Spanned<String>>,
     #[serde(default)]
-    pub(crate) nics: Vec<RawNic>,
+    pub(crate) nics: Vec<Spanned<RawNic>>,
     #[serde(default)]
     pub(crate) disks: Vec<RawDisk>,
 }
@@ -55,12 +55,17 @@ pub(crate) struct RawNode {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RawNic {
-    pub(crate) switch: Spanned<String>,
+    pub(crate) switch: Option<Spanned<String>>,
+    pub(crate) vf: Option<Spanned<String>>,
+    pub(crate) pci: Option<Spanned<String>>,
     pub(crate) mac: Option<Spanned<String>>,
     pub(crate) ip: Option<Spanned<String>>,
     pub(crate) queues: Option<Spanned<u64>>,
-    pub(crate) isolate: Option<bool>,
+    pub(crate) isolate: Option<Spanned<bool>>,
     pub(crate) mtu: Option<Spanned<u64>>,
+    pub(crate) vlan: Option<Spanned<u64>>,
+    pub(crate) promisc: Option<Spanned<bool>>,
+    pub(crate) spoof: Option<Spanned<bool>>,
 }
 
 /// One entry of a node's `disks:`.

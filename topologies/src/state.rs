@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::EngineKind;
 use crate::lab::Lab;
+use crate::passthrough::{Device, Physical};
 use crate::paths::{LabDir, RunDir};
 use crate::process::ProcessId;
 
@@ -80,6 +81,12 @@ pub struct State {
     pub mark: String,
     /// Processes of machines and between machines and switches. Switches know themselves.
     pub processes: Vec<Process>,
+    /// Devices of the host that its machines have, or are about to have.
+    #[serde(default)]
+    pub devices: Vec<Device>,
+    /// Physical functions that were changed for it.
+    #[serde(default)]
+    pub physical: Vec<Physical>,
 }
 
 /// The state could not be kept or read.
@@ -110,6 +117,8 @@ impl State {
             engine,
             mark,
             processes: Vec::new(),
+            devices: Vec::new(),
+            physical: Vec::new(),
         }
     }
 

@@ -7,6 +7,7 @@ use vswitch::model::{BridgeView, PortState, PortView};
 use crate::engine::EngineKind;
 use crate::lab::port_name;
 use crate::lock::Lock;
+use crate::passthrough::Device;
 use crate::paths::LabDir;
 use crate::state::{HostKind, Phase, State};
 
@@ -87,13 +88,20 @@ pub struct NodeStatus {
 pub struct NicStatus {
     /// Its switch port.
     pub port: String,
-    /// Its switch, by the name within the lab.
-    pub switch: String,
-    /// Its address.
-    pub mac: String,
+    /// Its switch, by the name within the lab, if it is on one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub switch: Option<String>,
+    /// What it is if it is not on a switch: `vf eth0:1`, `pci 0000:02:00.0`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// The PCI address of what the machine was given, if it is not on a switch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pci: Option<String>,
+    /// Its address; a PCI device's own may not be known.
+    pub mac: Option<String>,
     /// The address that the guest configures.
     pub ip: Option<String>,
-    /// Whether the switch has its queues.
+    /// Whether the switch has its queues, or the machine holds its device and that has a link.
     pub link: UpDown,
 }
 
@@ -185,16 +193,26 @@ fn node_status(state: &State, node: &crate::lab::Node, switches: &[SwitchStatus]
         .enumerate()
         .map(|(index, nic)| {
             let port = port_name(&node.name, index);
-            let up = process.is_some()
-                && switches
+            let device = state
+                .devices
+                .iter()
+                .find(|device| device.is_nic(&node.name, index));
+            let up = match (process, nic.on_switch()) {
+                (None, _) => false,
+                (Some(_), Some(on)) => switches
                     .iter()
-                    .filter(|switch| switch.name == nic.switch)
+                    .filter(|switch| switch.name == on.switch)
                     .flat_map(|switch| &switch.ports)
-                    .any(|view| view.name == port && view.state == PortState::Up);
+                    .any(|view| view.name == port && view.state == PortState::Up),
+                (Some(process), None) => device.is_some_and(|device| device.is_up(process.pid)),
+            };
+            let place = device.map_or_else(|| nic.place(), Device::place);
             NicStatus {
                 port,
-                switch: nic.switch.clone(),
-                mac: nic.mac.to_string(),
+                switch: nic.on_switch().map(|on| on.switch.clone()),
+                device: nic.on_switch().is_none().then_some(place),
+                pci: device.map(|device| device.bdf.to_string()),
+                mac: nic.mac.or_else(|| device?.mac).map(|mac| mac.to_string()),
                 ip: nic.ip.map(|ip| ip.to_string()),
                 link: UpDown::of(up),
             }

@@ -15,8 +15,9 @@ use vswitch::run_dir::BridgeDir;
 use crate::engine::{Choice, Engine, EngineArg, choose};
 use crate::image;
 use crate::initramfs::cache::Cache;
-use crate::lab::{Boot, Lab};
+use crate::lab::{Boot, Lab, Nic};
 use crate::lock::{Lock, make_folder};
+use crate::passthrough;
 use crate::paths::{LabDir, RunDir};
 use crate::plan::{BootFiles, IsolatePlan, NodePlan, Plan, SwitchPlan};
 use crate::process::{ProcessId, Start, tail};
@@ -57,12 +58,10 @@ pub async fn up(file: &Path, lab: Lab, run: &RunDir, options: Options) -> Result
         boot = boot_files(&lab, &progress) => boot?,
         () = &mut interrupted => return Err(UpError::Interrupted),
     };
-    let mut files = boot.into_iter();
-    let plan = Plan::new(&lab, run, |_| files.next().unwrap_or_default());
-
     let mut state = State::new(lab, file, HostKind::Native, Some(engine.kind()));
     make_folder(dir.path()).map_err(|error| UpError::Folder(dir.path().to_path_buf(), error))?;
     state.save(&dir)?;
+    let mut files = boot.into_iter();
     let mut work = Starter {
         state: &mut state,
         dir: &dir,
@@ -72,7 +71,7 @@ pub async fn up(file: &Path, lab: Lab, run: &RunDir, options: Options) -> Result
         progress: &progress,
     };
     let result = tokio::select! {
-        result = work.start(&plan, options.limit) => result,
+        result = work.start(&mut files, options.limit) => result,
         () = &mut interrupted => Err(UpError::Interrupted),
     };
     if let Err(error) = result {
@@ -166,7 +165,7 @@ impl Tools {
         let isolate = lab
             .nodes
             .iter()
-            .any(|node| node.nics.iter().any(|nic| nic.isolate));
+            .any(|node| node.nics.iter().filter_map(Nic::on_switch).any(|on| on.isolate));
         Ok(Self {
             vswitch: programs::own("vswitch")?,
             backend: if isolate {
@@ -189,7 +188,15 @@ struct Starter<'a> {
 }
 
 impl Starter<'_> {
-    async fn start(&mut self, plan: &Plan, limit: Duration) -> Result<(), UpError> {
+    async fn start(
+        &mut self,
+        boot: &mut impl Iterator<Item = BootFiles>,
+        limit: Duration,
+    ) -> Result<(), UpError> {
+        passthrough::prepare(self.state, self.dir, self.progress).await?;
+        let plan = Plan::new(&self.state.lab, self.run, &self.state.devices, |_| {
+            boot.next().unwrap_or_default()
+        });
         for switch in &plan.switches {
             self.switch(switch).await?;
         }

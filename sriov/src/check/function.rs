@@ -71,13 +71,13 @@ fn physical(sysfs: &Sysfs, function: &Function) -> Vec<Finding> {
     }
     let count = function.sriov.map_or(0, |sriov| sriov.num_vfs);
     if let Some(net) = function.first_net()
-        && net.operstate != "up"
+        && !net.up
         && count > 0
     {
         all.push(Finding::warning(
             format!(
-                "{} is {}, so its virtual functions have no link",
-                net.name, net.operstate
+                "{} is down, so its virtual functions have no link, and their drivers do not learn their addresses",
+                net.name
             ),
             format!("ip link set {} up", net.name),
         ));
@@ -162,7 +162,7 @@ fn group(sysfs: &Sysfs, function: &Function) -> Finding {
             names.join(", ")
         ),
         format!(
-            "sriov bind {bdf} --group (takes them from the host as well; `sriov release` gives them back), or move the card to another slot"
+            "sriov bind {bdf} --group (takes them from the host as well; `sriov release {bdf} --group` gives them back), or move the card to another slot"
         ),
     )
 }

@@ -29,7 +29,12 @@ fn iommu(sysfs: &Sysfs) -> Finding {
         ("AMD-Vi (IOMMU)", "amd_iommu=on")
     };
     let cmdline = sysfs.text("proc/cmdline").unwrap_or_default();
-    let cure = if intel && !cmdline.split_whitespace().any(|word| word == option) {
+    let off = cmdline
+        .split_whitespace()
+        .find(|word| matches!(*word, "iommu=off" | "intel_iommu=off" | "amd_iommu=off"));
+    let cure = if let Some(off) = off {
+        format!("remove {off} from the kernel command line and turn on {firmware} in the firmware")
+    } else if intel && !cmdline.split_whitespace().any(|word| word == option) {
         format!("add {option} to the kernel command line and turn on {firmware} in the firmware")
     } else {
         format!("turn on {firmware} in the firmware")

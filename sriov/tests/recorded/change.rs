@@ -1,6 +1,8 @@
 //! What is refused and why, what would be written, and what is.
 
 use std::fs;
+use std::os::unix::fs::symlink;
+use std::time::Duration;
 
 use crate::tree::{Tree, below, stderr, stdout};
 
@@ -219,12 +221,14 @@ fn a_dry_run_of_create_tells_addresses_and_probes() {
     let tree = Tree::new();
     tree.physical("0000:01:00.0", "eth0", 0);
     tree.config("0000:01:00.0", &[(0x100, 0x0001_0010), (0x114, 0x0002_0080)]);
+    tree.file("sys/bus/pci/devices/0000:01:00.0/net/eth0/flags", "0x1002");
     let output = tree.run(&["create", "eth0", "2", "--dry-run"]);
     let printed = below(&tree, &stdout(&output));
     let lines: Vec<&str> = printed.lines().collect();
     let dir = "/sys/bus/pci/devices/0000:01:00.0";
     let expected = [
         format!("echo \"0\" > {dir}/sriov_drivers_autoprobe"),
+        "ip link set eth0 up".to_owned(),
         format!("echo \"2\" > {dir}/sriov_numvfs"),
         "ip link set eth0 vf 0 mac ".to_owned(),
         "ip link set eth0 vf 1 mac ".to_owned(),
@@ -274,4 +278,33 @@ fn plans_around_what_others_use() {
         let output = plan(text);
         assert!(stderr(&output).contains(part), "{}", stderr(&output));
     }
+}
+
+#[test]
+fn functions_that_appear_late_are_waited_for() {
+    let tree = Tree::new();
+    let pf = "0000:01:00.0";
+    tree.function(pf, "0x020000", Some("igb"), Some(1));
+    let dir = format!("sys/bus/pci/devices/{pf}");
+    tree.file(&format!("{dir}/sriov_totalvfs"), "7");
+    tree.file(&format!("{dir}/sriov_numvfs"), "0");
+    let (count, links) = (tree.path(&format!("{dir}/sriov_numvfs")), tree.path(&dir));
+    let kernel = std::thread::spawn(move || {
+        while fs::read_to_string(&count).expect("a file") != "2" {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for index in 0..2 {
+            std::thread::sleep(Duration::from_millis(100));
+            let link = links.join(format!("virtfn{index}"));
+            symlink(format!("../0000:01:10.{}", index * 2), link).expect("a link");
+        }
+    });
+    let output = tree.run(&["create", pf, "2"]);
+    kernel.join().expect("it ended");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(
+        stdout(&output).contains("0000:01:00.0:1  0000:01:10.2"),
+        "{}",
+        stdout(&output)
+    );
 }

@@ -86,7 +86,7 @@ fn check_tells_what_keeps_a_physical_function_from_having_virtual_ones() {
     let tree = Tree::new();
     tree.iommu_with_remapping();
     tree.physical("0000:01:00.0", "eth9", 1);
-    tree.file("sys/bus/pci/devices/0000:01:00.0/net/eth9/operstate", "down");
+    tree.file("sys/bus/pci/devices/0000:01:00.0/net/eth9/flags", "0x1002");
     // The first range for virtual functions has a size, and no place.
     let mut resource = "0x0000000000000000 0x0000000000000000 0x0000000000000000\n".repeat(7);
     resource += "0x0000000000000000 0x000000000001ffff 0x0000000020140204\n";
@@ -153,4 +153,15 @@ fn check_tells_whether_the_vfio_module_is_there() {
     );
     let with = stdout(&tree.run(&["check"]));
     assert!(with.contains("modprobe vfio-pci"), "{with}");
+}
+
+#[test]
+fn an_iommu_that_was_turned_off_is_to_be_turned_on_again() {
+    let tree = Tree::new();
+    tree.file("proc/cmdline", "quiet intel_iommu=off\n");
+    let text = stdout(&tree.run(&["check"]));
+    assert!(
+        text.contains("remove intel_iommu=off from the kernel command line"),
+        "{text}"
+    );
 }

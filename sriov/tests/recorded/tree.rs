@@ -70,6 +70,7 @@ impl Tree {
         self.file(&format!("{dir}/net/{interface}/ifindex"), "2147483000");
         self.file(&format!("{dir}/net/{interface}/address"), "52:54:00:12:34:56");
         self.file(&format!("{dir}/net/{interface}/operstate"), "up");
+        self.file(&format!("{dir}/net/{interface}/flags"), "0x1003");
         for index in 0..count {
             let vf = format!("0000:01:10.{}", index * 2);
             self.function(&vf, "0x020000", Some("igbvf"), Some(20 + index));

@@ -10,8 +10,8 @@ use vswitch::config::{BridgeSettings, MAX_MTU, MIN_MTU};
 use vswitch::fdb::OnFull;
 
 use super::{
-    AGEING, CPUS, DEFAULT_IMAGE, MAX_CMDLINE, MAX_DISKS, MAX_NAME, MAX_NICS, MIN_MEMORY_MIB, QUEUES, WORKERS,
-    check,
+    AGEING, CPUS, DEFAULT_IMAGE, HARDWARE_IMAGE, MAX_CMDLINE, MAX_DISKS, MAX_NAME, MAX_NICS, MIN_MEMORY_MIB,
+    QUEUES, WORKERS, check,
 };
 use crate::paths::RunDir;
 use crate::schema;
@@ -147,7 +147,7 @@ fn node(least: &crate::lab::Node) -> Section {
             key(
                 "image",
                 "a name",
-                &DEFAULT_IMAGE,
+                &format!("`{DEFAULT_IMAGE}`, or `{HARDWARE_IMAGE}` for a node with a NIC of the host"),
                 "guest image, built when it is first needed; see `lab image`",
             ),
             key(
@@ -194,21 +194,38 @@ fn node(least: &crate::lab::Node) -> Section {
 }
 
 fn nic(least: &crate::lab::Nic) -> Section {
+    let on = least.on_switch().expect("the least NIC is on a switch");
     Section {
         title: "A NIC",
-        text: String::new(),
+        text: format!(
+            "A NIC is on a `switch`, or it is a virtual function (`vf`) or a PCI device (`pci`) of the host, which `lab up` takes from \
+             its driver and `lab down` gives back as it was. A node with one of the latter boots `{HARDWARE_IMAGE}` unless it says \
+             otherwise, and these NICs come after those on switches."
+        ),
         keys: vec![
             key(
                 "switch",
                 "a name",
-                &"required",
+                &"none",
                 "the switch of this lab that it is plugged into",
+            ),
+            key(
+                "vf",
+                "`PF` or `PF:INDEX`, the physical function by interface or PCI address",
+                &"none",
+                "a virtual function; without an index any that is free, made if there are none",
+            ),
+            key(
+                "pci",
+                "an address such as `0000:02:00.0`",
+                &"none",
+                "a PCI device",
             ),
             key(
                 "mac",
                 "six octets such as `02:00:00:00:00:01`",
                 &"made from the names of lab and node and the NIC's number",
-                "address; two NICs of a lab cannot have the same",
+                "address; two NICs of a lab cannot have the same; a PCI device has its own",
             ),
             key(
                 "ip",
@@ -216,18 +233,36 @@ fn nic(least: &crate::lab::Nic) -> Section {
                 &"none",
                 "address that the image's guest gives to the interface",
             ),
-            key("queues", from_to(&QUEUES), &least.queues, "queue pairs"),
+            key("queues", from_to(&QUEUES), &on.queues, "queue pairs, on a switch"),
             key(
                 "isolate",
                 "`true`, `false`",
-                &least.isolate,
-                "a process of its own stands between the machine and the switch, which then never maps the machine's memory",
+                &on.isolate,
+                "on a switch: a process of its own stands between the machine and the switch, which then never maps the machine's memory",
             ),
             key(
                 "mtu",
-                format!("{MIN_MTU} to the switch's"),
-                &"the switch's",
+                format!("{MIN_MTU} to the switch's, or to {}", u16::MAX),
+                &format!("the switch's, or {}", vswitch::config::DEFAULT_MTU),
                 "largest IP packet, in bytes",
+            ),
+            key(
+                "vlan",
+                from_to(&super::nic::VLANS),
+                &"none",
+                "the VLAN that the physical function puts the virtual function in",
+            ),
+            key(
+                "promisc",
+                "`true`, `false`",
+                &false,
+                "the virtual function is trusted, so that its guest may ask for frames that are not for it; the NIC may filter them all the same",
+            ),
+            key(
+                "spoof",
+                "`true`, `false`",
+                &false,
+                "the virtual function may send from other addresses than its own",
             ),
         ],
         with_unknown_key: "switches: {}\nnodes: {n: {nics: [{?: 1}]}}",

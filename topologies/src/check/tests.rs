@@ -45,12 +45,13 @@ fn problems(text: &str) -> String {
 fn defaults_are_filled_in() {
     let lab = good(TWO);
     let nic = &lab.nodes[0].nics[0];
-    assert_eq!((nic.mtu, nic.queues, nic.isolate), (1400, 1, false));
+    let on = nic.on_switch().expect("a NIC on a switch");
+    assert_eq!((nic.mtu, on.queues, on.isolate), (1400, 1, false));
     assert_eq!(
         (lab.nodes[0].cpus, lab.nodes[0].memory_mib, lab.nodes[0].agent),
         (1, 512, true)
     );
-    assert_eq!(nic.mac, crate::mac::generate("two", "a", 0));
+    assert_eq!(nic.mac, Some(crate::mac::generate("two", "a", 0)));
     assert_eq!(good(&TWO.replacen("name: two\n", "", 1)).name, "x");
     assert_eq!(lab.bridge("lan"), "two.lan");
 }
@@ -73,8 +74,8 @@ fn an_unknown_key_is_refused_at_every_level_with_the_nearest_one() {
     );
     assert_eq!(
         problems_with("queues: 2", "queue: 2"),
-        "x.lab.yaml:14:40: unknown key `queue`; did you mean `queues`? (keys known here: switch, mac, ip, queues, \
-         isolate, mtu)"
+        "x.lab.yaml:14:40: unknown key `queue`; did you mean `queues`? (keys known here: switch, vf, pci, mac, ip, queues, \
+         isolate, mtu, vlan, promisc, spoof)"
     );
     assert_eq!(
         problems_with("image: base\n", "image: base\n    disks: [{file: x}]\n"),
@@ -102,7 +103,7 @@ fn values_of_the_wrong_kind_say_what_is_needed() {
             "- {switch: lan, ip: 10.0.0.2/24, queues: 2}",
             "- {ip: 10.0.0.2/24}"
         ),
-        "x.lab.yaml:14:10: the key `switch` is missing; add it"
+        "x.lab.yaml:14:9: a NIC is on a switch, a virtual function or a PCI device; add `switch`, `vf` or `pci`"
     );
     assert_eq!(
         problems_with("  b:", "  a:"),
@@ -220,4 +221,71 @@ fn the_labs_that_come_with_netyard_are_good() {
         seen += 1;
     }
     assert!(seen > 0);
+}
+
+/// The problems of `TWO` with the last NIC replaced by this.
+fn nic_problems(nic: &str) -> String {
+    problems_with("{switch: lan, ip: 10.0.0.2/24, queues: 2}", nic)
+}
+
+#[test]
+fn a_nic_is_a_virtual_function_or_a_pci_device_as_well() {
+    let lab = good(
+        "switches: {}\nnodes:\n  a: {nics: [{vf: 'eth0:1', vlan: 7, spoof: true}, {pci: '02:00.0'}]}\n  b: {nics: [{vf: eth0}]}\n",
+    );
+    let nics = &lab.nodes[0].nics;
+    assert_eq!(nics[0].place(), "vf eth0:1");
+    assert_eq!(nics[0].mac, Some(crate::mac::generate("x", "a", 0)));
+    assert_eq!(
+        (nics[1].place().as_str(), nics[1].mac),
+        ("pci 0000:02:00.0", None)
+    );
+    assert!(!nics[0].shares_network(&lab.nodes[1].nics[0]), "another VLAN");
+    let image = crate::lab::Boot::Image(crate::image::WITH_DRIVERS.to_owned());
+    assert_eq!(lab.nodes[0].boot, image, "an image with drivers for them");
+    assert_eq!(lab.warnings().len(), 1, "{:?}", lab.warnings());
+    assert!(lab.warnings()[0].contains("NIC a-0: frames from other addresses go out"));
+    let json = serde_json::to_string(&lab).expect("JSON");
+    assert_eq!(serde_json::from_str::<Lab>(&json).expect("the same"), lab);
+}
+
+#[test]
+fn a_nic_of_the_host_has_keys_of_its_own() {
+    assert_eq!(
+        nic_problems("{switch: lan, vf: eth0}"),
+        "x.lab.yaml:14:27: a NIC cannot have both `switch` and `vf`; remove one of them"
+    );
+    assert_eq!(
+        nic_problems("{vf: eth0, queues: 2}"),
+        "x.lab.yaml:14:28: a virtual function has no `queues`; remove it"
+    );
+    assert_eq!(
+        nic_problems("{vf: 'eth0:x'}"),
+        "x.lab.yaml:14:14: \"eth0:x\" names no virtual function; write PF or PF:INDEX, such as eth0 or eth0:1"
+    );
+    assert_eq!(
+        nic_problems("{vf: eth0, vlan: 4095}"),
+        "x.lab.yaml:14:26: `vlan` cannot be 4095; use 1 to 4094"
+    );
+    assert_eq!(
+        nic_problems("{pci: '01:00.0', mac: '02:00:00:00:00:01'}"),
+        "x.lab.yaml:14:31: a PCI device has no `mac`; remove it"
+    );
+    assert_eq!(
+        nic_problems("{pci: eth0}"),
+        "x.lab.yaml:14:15: \"eth0\" is no PCI address: write it as DOMAIN:BUS:DEVICE.FUNCTION in hexadecimal, such as \
+         0000:01:10.0"
+    );
+    assert_eq!(
+        problems_with("queues: 2", "vlan: 7"),
+        "x.lab.yaml:14:46: a NIC on a switch has no `vlan`; remove it"
+    );
+    assert_eq!(
+        nic_problems("{vf: 'eth0:1'}\n      - {vf: 'eth0:1'}"),
+        "x.lab.yaml:15:14: VF eth0:1 is NIC b-0 already; give one of them another"
+    );
+    assert_eq!(
+        problems("switches: {}\nnodes:\n  a: {image: debian, nics: [{vf: eth0}]}\n"),
+        "x.lab.yaml:3:14: image `debian` has no drivers for NICs of the host; use `debian-hardware`, or leave `image` out"
+    );
 }

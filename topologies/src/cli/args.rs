@@ -203,6 +203,15 @@ pub(super) enum HostCommand {
         /// Its memory
         #[arg(long, value_name = "MIB", default_value_t = DEFAULT_MEMORY_MIB, value_parser = clap::value_parser!(u32).range(1024..))]
         memory: u32,
+        /// Words added to its kernel command line, such as iommu=off
+        #[arg(
+            long,
+            value_name = "WORDS",
+            default_value = "",
+            hide_default_value = true,
+            allow_hyphen_values = true
+        )]
+        append: String,
     },
     /// Show whether it is up
     Status,

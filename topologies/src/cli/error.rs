@@ -11,6 +11,7 @@ use crate::engine::EngineError;
 use crate::image::ImageError;
 use crate::initramfs::BuildError;
 use crate::measure::MeasureError;
+use crate::passthrough::PrepareError;
 use crate::problem::Refused;
 use crate::state::StateError;
 use crate::up::UpError;
@@ -80,7 +81,12 @@ impl CliError {
     pub(super) fn exit_code(&self) -> u8 {
         match self {
             Self::Engine(EngineError::NoHardware(_)) => REFUSED_BY_HOST,
-            Self::Up(error) if matches!(**error, UpError::Engine(EngineError::NoHardware(_))) => {
+            Self::Up(error)
+                if matches!(
+                    **error,
+                    UpError::Engine(EngineError::NoHardware(_)) | UpError::Device(PrepareError::Host(_))
+                ) =>
+            {
                 REFUSED_BY_HOST
             }
             _ => FAILED,

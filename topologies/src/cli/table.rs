@@ -123,9 +123,9 @@ fn node_rows(node: &NodeStatus) -> Vec<Vec<String>> {
     let nic = |nic: &NicStatus| {
         [
             nic.port.clone(),
-            nic.switch.clone(),
+            or_dash(nic.switch.as_ref().or(nic.device.as_ref())),
             or_dash(nic.ip.as_ref()),
-            nic.mac.clone(),
+            or_dash(nic.mac.as_ref()),
             up_down(nic.link).to_owned(),
         ]
     };

@@ -36,6 +36,7 @@ const RECIPE: Recipe = Recipe {
         "kvm_amd",
         "tun",
         "vhost_net",
+        "igb",
         "button",
         "evdev",
     ],
@@ -48,7 +49,6 @@ const RECIPE: Recipe = Recipe {
         "macvtap",
         "dummy",
         "sch_netem",
-        "igb",
         "igbvf",
         "e1000e",
         "nvme",
@@ -144,7 +144,11 @@ impl Boot {
         option("-initrd", self.image.initrd().into());
         option(
             "-append",
-            "console=ttyS0 panic=-1 quiet intel_iommu=on netyard.9p=msize=512000,cache=loose".into(),
+            format!(
+                "console=ttyS0 panic=-1 quiet intel_iommu=on netyard.9p=msize=512000,cache=loose {}",
+                host.kernel_words
+            )
+            .into(),
         );
         option("-device", "intel-iommu,intremap=on,caching-mode=on".into());
         hardware(host, &mut option);
@@ -296,7 +300,7 @@ mod tests {
             },
             memory_mib: 2048,
         };
-        let arguments = boot.arguments(&Host::in_folder("/run/a,b"));
+        let arguments = boot.arguments(&Host::in_folder("/run/a,b").with_kernel_words("intremap=off"));
         let text: Vec<_> = arguments
             .iter()
             .map(|argument| argument.to_string_lossy())
@@ -306,5 +310,6 @@ mod tests {
         assert!(text.contains("-smp 1 ") && text.contains("-m 2048M "), "{text}");
         assert!(text.contains("path=/run/a,,b/agent.15.sock"), "{text}");
         assert!(text.contains("file=/run/a,,b/nvme.img "), "{text}");
+        assert!(text.contains("cache=loose intremap=off "), "{text}");
     }
 }

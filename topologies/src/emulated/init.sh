@@ -12,6 +12,11 @@ ln -s /proc/self/fd /dev/fd
 modprobe -a $(cat /etc/netyard/modules) 2>/dev/null
 hostname emulated
 ip link set lo up
+# A default route that a NIC's gateway advertises would keep the NIC from being given away.
+echo 0 > /proc/sys/net/ipv6/conf/default/accept_ra
+for nic in /proc/sys/net/ipv6/conf/*/accept_ra; do
+    echo 0 > "$nic"
+done
 # Names are dropped from the cache for every session; the kernel's log needs no line about each.
 echo 4 > /proc/sys/vm/drop_caches
 

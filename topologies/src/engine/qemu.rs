@@ -147,6 +147,9 @@ impl Engine for Qemu {
         for (index, nic) in node.nics.iter().enumerate() {
             self.nic(&mut arguments, index, nic);
         }
+        for device in &node.devices {
+            arguments.option("-device", format!("vfio-pci,host={device}"));
+        }
         for (index, disk) in node.disks.iter().enumerate() {
             let readonly = if disk.readonly { "on" } else { "off" };
             arguments.option(

@@ -54,6 +54,9 @@ impl Engine for Vmm {
                 .into(),
             );
         }
+        for device in &node.devices {
+            option("--device", device.into());
+        }
         for disk in &node.disks {
             let readonly = if disk.readonly { ",readonly=on" } else { "" };
             option("--disk", format!("path={}{readonly}", disk.path.display()).into());

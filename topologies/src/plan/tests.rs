@@ -6,7 +6,7 @@ use crate::engine::{Qemu, Vmm};
 fn plan(text: &str) -> Plan {
     let run = RunDir::new("/run/netyard");
     let lab = crate::check::check(Path::new("x.lab.yaml"), text, &run).expect("a lab without faults");
-    Plan::new(&lab, &run, |_| BootFiles {
+    Plan::new(&lab, &run, &[], |_| BootFiles {
         kernel: "/i/vmlinuz".into(),
         initrd: Some("/i/initrd.cpio".into()),
     })
@@ -97,4 +97,43 @@ fn commands_can_be_typed() {
         command_line(Path::new("a b"), &["it's".into(), "".into(), "x=1".into()]),
         r"'a b' 'it'\''s' '' x=1"
     );
+}
+
+#[test]
+fn devices_of_the_host_go_to_both_engines_beside_the_switch_nics() {
+    let run = RunDir::new("/run/netyard");
+    let text = "name: t\nswitches: {lan: }\nnodes:\n  a: {nics: [{vf: eth0, ip: 10.0.0.1/24, mac: \"02:00:00:00:00:01\"}, {switch: lan}, \
+                {pci: \"0000:02:00.0\", ip: 10.0.1.1/24}]}\n";
+    let lab = crate::check::check(Path::new("x.lab.yaml"), text, &run).expect("a lab without faults");
+    let device = |nic, bdf: &str, mac: Option<&str>| Device {
+        node: "a".into(),
+        nic,
+        bdf: bdf.parse().unwrap(),
+        mac: mac.map(|mac| mac.parse().unwrap()),
+        vf: None,
+    };
+    let devices = [
+        device(0, "0000:01:10.0", None),
+        device(2, "0000:02:00.0", Some("52:54:00:00:00:07")),
+    ];
+    let plan = Plan::new(&lab, &run, &devices, |_| BootFiles::default());
+    let vmm = plan.commands(&Vmm::new("vmm")).pop().unwrap();
+    let qemu = plan.commands(&Qemu::new("qemu", (10, 0), true)).pop().unwrap();
+    assert!(
+        vmm.contains(" --device 0000:01:10.0 --device 0000:02:00.0 "),
+        "{vmm}"
+    );
+    assert!(vmm.contains("/ports/a-1.sock"), "{vmm}");
+    let part = " -device vfio-pci,host=0000:01:10.0 -device vfio-pci,host=0000:02:00.0";
+    assert!(qemu.contains(part), "{qemu}");
+    for part in [
+        "netyard.nic=02:00:00:00:00:01,10.0.0.1/24,1500 ",
+        "netyard.nic=52:54:00:00:00:07,10.0.1.1/24,1500",
+    ] {
+        assert!(vmm.contains(part), "no `{part}` in {vmm}");
+    }
+    // Before `lab up` has made them, they go by their names in the file.
+    let early = Plan::new(&lab, &run, &[], |_| BootFiles::default());
+    assert_eq!(early.nodes[0].devices, ["vf eth0", "pci 0000:02:00.0"]);
+    assert_eq!(early.switches[0].ports.len(), 1);
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use crate::engine::EngineError;
 use crate::image::ImageError;
 use crate::lock::LockError;
+use crate::passthrough::PrepareError;
 use crate::process::ProcessError;
 use crate::programs::ProgramError;
 use crate::remove::RemoveError;
@@ -33,6 +34,9 @@ pub enum UpError {
     /// An image is missing.
     #[error(transparent)]
     Image(Box<ImageError>),
+    /// A device of the host could not be prepared.
+    #[error(transparent)]
+    Device(#[from] PrepareError),
     /// A process could not be started.
     #[error(transparent)]
     Process(#[from] ProcessError),
