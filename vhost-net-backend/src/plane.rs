@@ -73,6 +73,12 @@ pub trait DevicePlane: Send + Sync {
     /// The memory table changed: every running ring moves to the new map ([`Queue::set_memory`]). An error
     /// ends the connection.
     fn memory_changed(&self, memory: &Arc<MemoryMap>) -> Result<(), QueueError>;
+    /// Whether [`DevicePlane::announce`] does anything: only then it is offered to front-ends (`RARP`).
+    fn can_announce(&self) -> bool {
+        false
+    }
+    /// The guest with this address is now behind the device, and cannot say so by itself: tell the network.
+    fn announce(&self, _mac: [u8; 6]) {}
     /// The front-end is gone: drop every ring.
     fn disconnected(&self);
 }

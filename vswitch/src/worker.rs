@@ -12,6 +12,7 @@
 //!      └── look once more, nothing there ◄────────────────┘
 //! ```
 
+mod announce;
 mod copy;
 mod deliver;
 mod egress;
@@ -31,6 +32,7 @@ use crate::bridge::Bridge;
 use crate::config::BridgeSettings;
 use crate::port::Port;
 
+pub(crate) use announce::announce;
 use round::Round;
 pub use shared::WorkerShared;
 

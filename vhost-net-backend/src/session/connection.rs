@@ -150,6 +150,9 @@ impl Connection {
         if header.is(FrontendReq::NET_SET_MTU) {
             return self.set_mtu(header);
         }
+        if header.is(FrontendReq::SEND_RARP) {
+            return self.send_rarp(header);
+        }
         if header.is(FrontendReq::SET_VRING_ENABLE) {
             return self.set_vring_enable(header);
         }
@@ -183,6 +186,19 @@ impl Connection {
         } else {
             Err(ConnectionError::Mtu(mtu))
         }
+    }
+
+    /// `VHOST_USER_SEND_RARP`, which the `vhost` crate does not know: the address is in the first six bytes.
+    fn send_rarp(&self, header: Header) -> Result<(), ConnectionError> {
+        let payload = self.take_u64(header)?.to_ne_bytes();
+        let mut mac = [0; 6];
+        mac.copy_from_slice(&payload[..6]);
+        let result = self.handler().send_rarp(mac);
+        self.answer(header, result.is_ok())?;
+        result.map_err(|error| ConnectionError::Request {
+            request: header.request,
+            error,
+        })
     }
 
     /// `VHOST_USER_SET_VRING_ENABLE`, which the `vhost` crate takes only after `SET_FEATURES`. QEMU sends it for the

@@ -27,7 +27,7 @@ use crate::config::{PortConfig, STATUS};
 use crate::eventfd::{Call, Kick};
 use crate::plane::{DevicePlane, Ring};
 
-/// Protocol features offered; the `vhost` crate adds `REPLY_ACK`, which it implements.
+/// Protocol features offered by every device; the `vhost` crate adds `REPLY_ACK`, which it implements.
 const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::REPLY_ACK)
     .union(VhostUserProtocolFeatures::MTU)
@@ -92,6 +92,24 @@ impl Handler {
             self.shared.status().mtu = accepted;
         }
         Ok(accepted.is_some())
+    }
+
+    /// `SEND_RARP`: the network is to learn where this address is now.
+    pub(super) fn send_rarp(&mut self, mac: [u8; 6]) -> Result<()> {
+        if self.protocol & VhostUserProtocolFeatures::RARP.bits() == 0 {
+            return Err(Error::InactiveOperation(VhostUserProtocolFeatures::RARP));
+        }
+        self.plane.announce(mac);
+        Ok(())
+    }
+
+    /// The protocol features offered: `RARP` where the plane has a network to tell.
+    fn offered_protocol(&self) -> VhostUserProtocolFeatures {
+        if self.plane.can_announce() {
+            PROTOCOL_FEATURES.union(VhostUserProtocolFeatures::RARP)
+        } else {
+            PROTOCOL_FEATURES
+        }
     }
 
     /// `SET_VRING_ENABLE`, which needs protocol features negotiated, by whichever message came first. Disabling a ring
@@ -419,11 +437,11 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        Ok(PROTOCOL_FEATURES)
+        Ok(self.offered_protocol())
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
-        let unknown = features & !PROTOCOL_FEATURES.bits();
+        let unknown = features & !self.offered_protocol().bits();
         if unknown != 0 {
             return Err(refused(format!(
                 "protocol feature bits {unknown:#x} were not offered"

@@ -2,12 +2,13 @@
 
 use std::fmt;
 
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_GUEST_CSUM,
-    VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN,
-    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
-    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4,
+    VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_STATUS,
 };
 
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -33,25 +34,36 @@ pub(super) const STATUS: u64 = 1 << VIRTIO_NET_F_STATUS;
 pub(super) const CTRL_VQ: u64 = 1 << VIRTIO_NET_F_CTRL_VQ;
 pub(super) const GUEST_ANNOUNCE: u64 = 1 << VIRTIO_NET_F_GUEST_ANNOUNCE;
 pub(super) const MQ: u64 = 1 << VIRTIO_NET_F_MQ;
+pub(super) const GUEST_USO4: u64 = 1 << VIRTIO_NET_F_GUEST_USO4;
+pub(super) const GUEST_USO6: u64 = 1 << VIRTIO_NET_F_GUEST_USO6;
+pub(super) const HOST_USO: u64 = 1 << VIRTIO_NET_F_HOST_USO;
+pub(super) const IN_ORDER: u64 = 1 << VIRTIO_F_IN_ORDER;
+
+/// UDP segmentation, which came later than TCP's.
+const USO: u64 = GUEST_USO4 | GUEST_USO6 | HOST_USO;
 
 const OFFLOADS: u64 =
     CSUM | GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN | HOST_TSO4 | HOST_TSO6 | HOST_ECN;
 
 /// Features whose work the back-end does: the guest may have them only while the back-end offers them.
-pub(super) const BACKEND: u64 = VERSION_1 | EVENT_IDX | INDIRECT_DESC | MRG_RXBUF | MQ | MTU | OFFLOADS;
+///
+/// Packed rings are not among them: nothing in a packed ring tells where a back-end that died had got to, so the next one
+/// could not go on.
+pub(super) const BACKEND: u64 =
+    VERSION_1 | EVENT_IDX | INDIRECT_DESC | IN_ORDER | MRG_RXBUF | MQ | MTU | OFFLOADS | USO;
 
 /// Features that the front-end provides by itself, whatever the back-end offers.
 pub(super) const FRONTEND: u64 = STATUS | CTRL_VQ | GUEST_ANNOUNCE;
 
 /// What a NIC offers when its guest starts before any back-end was seen: what every vhost-user network
 /// back-end in use has, so that whichever comes can serve the guest.
-pub(super) const WITHOUT_BACKEND: u64 = (BACKEND & !(MTU | GUEST_ECN | HOST_ECN)) | FRONTEND;
+pub(super) const WITHOUT_BACKEND: u64 = (BACKEND & !(MTU | GUEST_ECN | HOST_ECN | USO | IN_ORDER)) | FRONTEND;
 
 /// Takes away what cannot stand alone: the standard forbids offering a feature without what it requires.
 pub(super) fn with_requirements(mut features: u64) -> u64 {
     let rules = [
-        (GUEST_TSO4 | GUEST_TSO6, GUEST_CSUM),
-        (HOST_TSO4 | HOST_TSO6, CSUM),
+        (GUEST_TSO4 | GUEST_TSO6 | GUEST_USO4 | GUEST_USO6, GUEST_CSUM),
+        (HOST_TSO4 | HOST_TSO6 | HOST_USO, CSUM),
         (GUEST_ECN, GUEST_TSO4 | GUEST_TSO6),
         (HOST_ECN, HOST_TSO4 | HOST_TSO6),
         (MQ | GUEST_ANNOUNCE, CTRL_VQ),
@@ -68,7 +80,7 @@ pub(super) fn with_requirements(mut features: u64) -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FeatureNames(pub u64);
 
-const NAMES: [(u64, &str); 18] = [
+const NAMES: [(u64, &str); 22] = [
     (CSUM, "CSUM"),
     (GUEST_CSUM, "GUEST_CSUM"),
     (MTU, "MTU"),
@@ -84,9 +96,13 @@ const NAMES: [(u64, &str); 18] = [
     (CTRL_VQ, "CTRL_VQ"),
     (GUEST_ANNOUNCE, "GUEST_ANNOUNCE"),
     (MQ, "MQ"),
+    (GUEST_USO4, "GUEST_USO4"),
+    (GUEST_USO6, "GUEST_USO6"),
+    (HOST_USO, "HOST_USO"),
     (INDIRECT_DESC, "INDIRECT_DESC"),
     (EVENT_IDX, "EVENT_IDX"),
     (VERSION_1, "VERSION_1"),
+    (IN_ORDER, "IN_ORDER"),
 ];
 
 impl fmt::Display for FeatureNames {
@@ -114,6 +130,8 @@ mod tests {
     #[test]
     fn a_feature_without_what_it_requires_is_not_offered() {
         assert_eq!(with_requirements(GUEST_TSO4 | GUEST_ECN), 0);
+        assert_eq!(with_requirements(GUEST_USO4 | GUEST_USO6 | HOST_USO), 0);
+        assert_eq!(with_requirements(CSUM | HOST_USO), CSUM | HOST_USO);
         assert_eq!(
             with_requirements(HOST_TSO6 | HOST_ECN | CSUM),
             HOST_TSO6 | HOST_ECN | CSUM
@@ -125,8 +143,8 @@ mod tests {
     #[test]
     fn names_are_the_standards() {
         assert_eq!(
-            FeatureNames(MQ | EVENT_IDX | 1 << 60).to_string(),
-            "MQ, EVENT_IDX, 0x1000000000000000"
+            FeatureNames(MQ | HOST_USO | EVENT_IDX | 1 << 60).to_string(),
+            "MQ, HOST_USO, EVENT_IDX, 0x1000000000000000"
         );
     }
 }

@@ -10,6 +10,7 @@ use virtio::split::QueueError;
 
 use super::{EgressRing, IngressQueue, IngressRing, Port, QueuePair};
 use crate::bridge::Bridge;
+use crate::mac::MacAddr;
 use crate::worker::WorkerShared;
 
 /// Connects a port's session with the queues that workers serve.
@@ -188,6 +189,16 @@ impl DevicePlane for PortPlane {
             self.attend(pair, &queues.ingress);
         }
         Ok(())
+    }
+
+    fn can_announce(&self) -> bool {
+        true
+    }
+
+    fn announce(&self, mac: [u8; 6]) {
+        if let Err(error) = crate::worker::announce(&self.bridge, &self.port, MacAddr::new(mac)) {
+            tracing::warn!(port = self.port.settings().name, "not announced: {error}");
+        }
     }
 
     fn disconnected(&self) {

@@ -84,6 +84,26 @@ impl Forwarder {
         }
     }
 
+    /// Sends one frame of the switch's own to every port but `port`.
+    pub(super) fn flood(&mut self, ports: &PortTable, port: &Port, sent: &Sent<'_>) {
+        self.plan.clear();
+        let Some(examined) = self.frames.first_mut() else {
+            return;
+        };
+        let good = sent.with(0, |list| {
+            let len = virtio::memory::chain_len(list);
+            examined.take_list(list, len, 0, port.mtu()).is_ok()
+        });
+        if good {
+            let flow = examined.frame.flow;
+            for to in ports.iter().filter(|to| to.id() != port.id()) {
+                self.plan.send(to, flow, 0);
+            }
+            self.deliver_all(ports, sent);
+            self.notify();
+        }
+    }
+
     /// Forwards the burst `sent`, which came from queue pair `pair` of `port`.
     pub(super) fn forward(
         &mut self,

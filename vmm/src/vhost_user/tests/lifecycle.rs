@@ -37,6 +37,10 @@ fn the_guest_is_offered_what_both_sides_have() {
         | features::MRG_RXBUF
         | features::MTU
         | features::GUEST_TSO4
+        | features::GUEST_USO4
+        | features::CSUM
+        | features::HOST_USO
+        | features::IN_ORDER
         | features::PROTOCOL_FEATURES
         | 1 << 34;
     let (nic, _backend) = connected(
@@ -48,11 +52,14 @@ fn the_guest_is_offered_what_both_sides_have() {
             link: None,
         },
     );
-    // No packed ring, for we have none; no TSO without the checksum that it stands on; no MQ on one pair.
+    // No packed ring, for we have none; no TSO or USO without the checksum that it stands on; no MQ on one pair.
     let expected = features::VERSION_1
         | features::MRG_RXBUF
         | features::MTU
         | features::MAC
+        | features::CSUM
+        | features::HOST_USO
+        | features::IN_ORDER
         | features::STATUS
         | features::CTRL_VQ
         | features::GUEST_ANNOUNCE;
