@@ -26,6 +26,7 @@ pub mod port;
 pub mod port_id;
 pub mod run_dir;
 pub mod switch;
+pub mod table;
 pub mod worker;
 
 pub use run_dir::run_dir;

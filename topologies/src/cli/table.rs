@@ -1,40 +1,14 @@
-//! Tables for people: rounded on a terminal, borderless when piped.
+//! What the commands show of labs, images and the emulated host.
 
 use std::fmt::Write as _;
-use std::io::IsTerminal as _;
 
-use comfy_table::{CellAlignment, Table, presets};
 use vswitch::model::PortState;
+use vswitch::table::table;
 
 use crate::emulated::Record;
 use crate::initramfs::Image;
 use crate::state::HostKind;
 use crate::status::{LabState, LabStatus, NicStatus, NodeState, NodeStatus, UpDown};
-
-/// A table whose columns at `numbers` are aligned to the right.
-fn table(header: &[&str], numbers: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> String {
-    let mut table = Table::new();
-    table.load_style(if std::io::stdout().is_terminal() {
-        presets::UTF8_FULL_CONDENSED.with_rounded_corners()
-    } else {
-        presets::NOTHING
-    });
-    table.set_header(header.to_vec());
-    for row in rows {
-        table.add_row(row);
-    }
-    for (index, column) in table.column_iter_mut().enumerate() {
-        if numbers.contains(&index) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    let mut text = String::new();
-    for line in table.to_string().lines() {
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
-}
 
 fn or_dash<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())

@@ -1,35 +1,10 @@
-//! Tables for people: rounded on a terminal, borderless when piped.
+//! What the commands show of bridges, ports and addresses.
 
 use std::fmt::Write as _;
-use std::io::IsTerminal;
-
-use comfy_table::{CellAlignment, Table, presets};
 
 use crate::config::LinkSetting;
 use crate::model::{BridgeView, FdbEntryView, PortState, PortView};
-
-fn table(header: &[&str], numbers_from: usize, rows: impl IntoIterator<Item = Vec<String>>) -> String {
-    let mut table = Table::new();
-    let on_terminal = std::io::stdout().is_terminal();
-    table.load_style(if on_terminal {
-        presets::UTF8_FULL_CONDENSED.with_rounded_corners()
-    } else {
-        presets::NOTHING
-    });
-    table.set_header(header.to_vec());
-    for row in rows {
-        table.add_row(row);
-    }
-    for column in table.column_iter_mut().skip(numbers_from) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    let mut text = String::new();
-    for line in table.to_string().lines() {
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
-}
+use crate::table::table;
 
 pub(super) fn bridges(views: &[BridgeView]) -> String {
     if views.is_empty() {
@@ -52,7 +27,7 @@ pub(super) fn bridges(views: &[BridgeView]) -> String {
     });
     table(
         &["BRIDGE", "PID", "PORTS UP", "FDB", "WORKERS", "UPTIME"],
-        1,
+        &[1, 2, 3, 4, 5],
         rows,
     )
 }
@@ -89,7 +64,7 @@ pub(super) fn ports(views: &[PortView]) -> String {
     });
     table(
         &["PORT", "KIND", "STATE", "QUEUES", "RX", "TX", "DROPS", "END"],
-        usize::MAX,
+        &[],
         rows,
     )
 }
@@ -131,7 +106,7 @@ pub(super) fn port(view: &PortView) -> String {
             "TX FRAMES",
             "TX BYTES",
         ],
-        2,
+        &[2, 3, 4, 5],
         rows,
     ));
     text
@@ -151,7 +126,7 @@ pub(super) fn fdb(entries: &[FdbEntryView]) -> String {
             age,
         ]
     });
-    table(&["MAC", "VLAN", "PORT", "AGE"], 3, rows)
+    table(&["MAC", "VLAN", "PORT", "AGE"], &[3], rows)
 }
 
 pub(super) fn state(port: &PortView) -> &'static str {
