@@ -9,6 +9,7 @@
 //! | `GET /v1/vm/devices` | the devices of the host that the guest has |
 //! | `PUT /v1/vm/devices/DEVICE` | give the guest a device |
 //! | `DELETE /v1/vm/devices/DEVICE` | take it back when the guest has let go of it; `?force=true`: at once |
+//! | `GET /v1/openapi.json` | this, for programs |
 
 use std::io;
 use std::path::PathBuf;
@@ -22,10 +23,11 @@ use axum::routing::{get, put};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
+use utoipa::{OpenApi, ToSchema};
 
 use crate::listener::{Listener, SocketError};
 use crate::machine::control::{Command, CommandError, Control, State};
-use crate::machine::passthrough::{DeviceInfo, Passthrough};
+use crate::machine::passthrough::{DeviceInfo, DeviceState, Passthrough};
 
 mod devices;
 
@@ -41,7 +43,7 @@ pub enum ApiError {
 }
 
 /// What a VM is and does.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VmInfo {
     /// Its name.
     pub name: String,
@@ -56,7 +58,11 @@ pub struct VmInfo {
     /// How often the guest was reset.
     pub resets: u64,
     /// The pseudo-terminal of the serial port, if it is one.
+    #[schema(value_type = Option<String>)]
     pub serial_pty: Option<PathBuf>,
+    /// The pseudo-terminal of the virtio console, if it is one.
+    #[schema(value_type = Option<String>)]
+    pub console_pty: Option<PathBuf>,
     /// Network cards.
     pub nics: Vec<NicInfo>,
     /// Devices of the host.
@@ -64,9 +70,10 @@ pub struct VmInfo {
 }
 
 /// What a network card is and does.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NicInfo {
     /// Its vhost-user socket.
+    #[schema(value_type = String)]
     pub socket: PathBuf,
     /// Its hardware address, if it was given one.
     pub mac: Option<String>,
@@ -79,7 +86,7 @@ pub struct NicInfo {
 }
 
 /// An answer that is no success.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Refusal {
     /// What was refused and why.
     pub error: String,
@@ -183,25 +190,47 @@ struct Context {
     passthrough: Arc<Passthrough>,
 }
 
+/// The OpenAPI document.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "vmm",
+        description = "Control of one virtual machine, on its Unix socket."
+    ),
+    paths(
+        show,
+        shut_down,
+        power_off,
+        reset,
+        pause,
+        resume,
+        devices::list,
+        devices::add,
+        devices::remove
+    ),
+    components(schemas(VmInfo, NicInfo, DeviceInfo, DeviceState, State, Refusal))
+)]
+struct Document;
+
+/// The OpenAPI document, for documentation and tests.
+pub fn document() -> utoipa::openapi::OpenApi {
+    Document::openapi()
+}
+
 fn router(info: InfoSource, control: Control, passthrough: Arc<Passthrough>) -> axum::Router {
-    let command = |command: Command| {
-        put(move |Shared(context): Shared<Arc<Context>>| async move { obey(&context, command).await })
-    };
     axum::Router::new()
-        .route(
-            "/v1/vm",
-            get(|Shared(context): Shared<Arc<Context>>| async move { Json((context.info)()) }),
-        )
-        .route("/v1/vm/shutdown", command(Command::Shutdown))
-        .route("/v1/vm/power-off", command(Command::PowerOff))
-        .route("/v1/vm/reset", command(Command::Reset))
-        .route("/v1/vm/pause", command(Command::Pause))
-        .route("/v1/vm/resume", command(Command::Resume))
+        .route("/v1/vm", get(show))
+        .route("/v1/vm/shutdown", put(shut_down))
+        .route("/v1/vm/power-off", put(power_off))
+        .route("/v1/vm/reset", put(reset))
+        .route("/v1/vm/pause", put(pause))
+        .route("/v1/vm/resume", put(resume))
         .route("/v1/vm/devices", get(devices::list))
         .route(
             "/v1/vm/devices/{device}",
             put(devices::add).delete(devices::remove),
         )
+        .route("/v1/openapi.json", get(|| async { Json(document()) }))
         .with_state(Arc::new(Context {
             info,
             control,
@@ -209,7 +238,61 @@ fn router(info: InfoSource, control: Control, passthrough: Arc<Passthrough>) -> 
         }))
 }
 
-async fn obey(context: &Context, command: Command) -> Result<StatusCode, (StatusCode, Json<Refusal>)> {
+type Handle = Shared<Arc<Context>>;
+type Obeyed = Result<StatusCode, (StatusCode, Json<Refusal>)>;
+
+/// What the VM is and does.
+#[utoipa::path(get, path = "/v1/vm", responses((status = 200, body = VmInfo)))]
+async fn show(Shared(context): Handle) -> Json<VmInfo> {
+    Json((context.info)())
+}
+
+/// Asks the guest to power off.
+#[utoipa::path(put, path = "/v1/vm/shutdown", responses((status = 204), Refused))]
+async fn shut_down(Shared(context): Handle) -> Obeyed {
+    obey(&context, Command::Shutdown).await
+}
+
+/// Stops the VM at once.
+#[utoipa::path(put, path = "/v1/vm/power-off", responses((status = 204), Refused))]
+async fn power_off(Shared(context): Handle) -> Obeyed {
+    obey(&context, Command::PowerOff).await
+}
+
+/// Resets the guest.
+#[utoipa::path(put, path = "/v1/vm/reset", responses((status = 204), Refused))]
+async fn reset(Shared(context): Handle) -> Obeyed {
+    obey(&context, Command::Reset).await
+}
+
+/// Holds the VM: its processors stand still, and no device uses its memory.
+#[utoipa::path(put, path = "/v1/vm/pause", responses((status = 204), Refused))]
+async fn pause(Shared(context): Handle) -> Obeyed {
+    obey(&context, Command::Pause).await
+}
+
+/// Lets a held VM go on.
+#[utoipa::path(put, path = "/v1/vm/resume", responses((status = 204), Refused))]
+async fn resume(Shared(context): Handle) -> Obeyed {
+    obey(&context, Command::Resume).await
+}
+
+/// How a command can be refused.
+#[derive(utoipa::IntoResponses)]
+#[expect(dead_code, reason = "it is there for the document")]
+enum Refused {
+    /// The VM has ended.
+    #[response(status = 410)]
+    Ended(Refusal),
+    /// Too many commands wait.
+    #[response(status = 429)]
+    Busy(Refusal),
+    /// The VM could not do it.
+    #[response(status = 500)]
+    Failed(Refusal),
+}
+
+async fn obey(context: &Context, command: Command) -> Obeyed {
     let control = context.control.clone();
     let result = tokio::task::spawn_blocking(move || control.command(command)).await;
     let refused = |status, error: String| Err((status, Json(Refusal { error })));
@@ -219,5 +302,27 @@ async fn obey(context: &Context, command: Command) -> Result<StatusCode, (Status
         Ok(Err(error @ CommandError::Ended)) => refused(StatusCode::GONE, error.to_string()),
         Ok(Err(error)) => refused(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
         Err(error) => refused(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Set to anything to write the file anew instead of comparing it.
+    const UPDATE: &str = "NETYARD_UPDATE_DOCS";
+
+    #[test]
+    fn the_books_document_is_what_is_served() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/src/reference/vmm-api.json");
+        let text = document().to_pretty_json().unwrap() + "\n";
+        if std::env::var_os(UPDATE).is_some() {
+            std::fs::write(path, &text).unwrap();
+        }
+        let kept = std::fs::read_to_string(path).unwrap_or_default();
+        assert_eq!(
+            kept, text,
+            "run this test once with {UPDATE}=1 and commit the file"
+        );
     }
 }

@@ -7,12 +7,14 @@ use clap::{Args, Parser, Subcommand};
 pub mod options;
 pub mod run;
 
-use crate::machine::config::{ChannelConfig, DiskConfig, NetConfig};
+use crate::machine::config::{ChannelConfig, DiskConfig, NetConfig, NodeConfig};
 use crate::vfio::Source;
 use options::{MemoryOption, SerialOption};
 
 /// Exit code: refused or failed.
 pub const EXIT_FAILED: u8 = 1;
+/// Exit code: wrong usage.
+pub const EXIT_USAGE: u8 = 2;
 /// Exit code: this host cannot run guests, or refuses what the VM needs.
 pub const EXIT_HOST: u8 = 3;
 /// Exit code: the guest panicked.
@@ -60,6 +62,9 @@ Examples:
   Two processors, and a network card with two queue pairs on a switch:
     vmm run --name a --kernel vmlinuz --initrd initrd.gz --cpus 2 --memory 512M \\
       --net socket=/run/netyard/vswitch/br0/ports/a.sock,mac=02:00:00:00:00:01,queues=2
+  Two NUMA nodes, and a console on /dev/hvc0 rather than on the serial port:
+    vmm run --kernel vmlinuz --initrd initrd.gz --cmdline console=hvc0 --console stdio \\
+      --cpus 4 --memory 1G --numa cpus=0-1,memory=512M --numa cpus=2-3,memory=512M
   A disk, a channel, and the console on a socket:
     vmm run --kernel vmlinuz --cmdline 'console=ttyS0 root=/dev/vda' --disk path=root.img \\
       --channel name=org.example.0,socket=channel.sock --serial socket=serial.sock,log=serial.log
@@ -105,6 +110,10 @@ pub struct RunArgs {
     /// RAM, for example 512M or 2G; hugepages=on takes it from reserved 2 MiB pages.
     #[arg(long, value_name = "SIZE[,hugepages=on]", default_value = "512M")]
     pub memory: MemoryOption,
+    /// A NUMA node of the guest: its processors, its part of --memory, and the node of the host to take that from; may be
+    /// given several times.
+    #[arg(long, value_name = "cpus=N[-M],memory=SIZE[,host-node=N]", value_parser = options::numa)]
+    pub numa: Vec<NodeConfig>,
     /// A network card on a vhost-user back-end; may be given several times.
     #[arg(long, value_name = "socket=PATH[,mac=MAC][,queues=N][,mode=client|server]", value_parser = options::net)]
     pub net: Vec<NetConfig>,
@@ -118,13 +127,16 @@ pub struct RunArgs {
     /// A named channel to the guest on a Unix socket; may be given several times.
     #[arg(long, value_name = "name=NAME,socket=PATH", value_parser = options::channel)]
     pub channel: Vec<ChannelConfig>,
-    /// Other end of the serial port; log=FILE also keeps a copy of all output.
+    /// Other end of the serial port, stdio unless the console has that; log=FILE also keeps a copy of all output.
+    #[arg(long, value_name = "stdio|pty|off|file=FILE|socket=PATH[,log=FILE]")]
+    pub serial: Option<SerialOption>,
+    /// Other end of the virtio console, which the guest knows as hvc0.
     #[arg(
         long,
         value_name = "stdio|pty|off|file=FILE|socket=PATH[,log=FILE]",
-        default_value = "stdio"
+        default_value = "off"
     )]
-    pub serial: SerialOption,
+    pub console: SerialOption,
     /// Listen for the HTTP API on this Unix socket.
     #[arg(long, value_name = "PATH")]
     pub api_socket: Option<PathBuf>,

@@ -14,7 +14,7 @@ use crate::hv::vcpu::{FaultReport, Vcpu};
 use crate::hv::{HvError, Vm, kick};
 use crate::loader::{Kernel, LoadError};
 use crate::memory::{GuestRam, MemoryError};
-use crate::serial::{Ends, SerialError, SerialPort};
+use crate::serial::{Bridge, Ends, SerialError, SerialPort};
 
 pub mod config;
 pub mod control;
@@ -33,6 +33,9 @@ use vcpus::{Guest, Stuck, VcpuEvent, VcpuThreads};
 /// Why a machine could not be made or run.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
+    /// The description contradicts itself.
+    #[error(transparent)]
+    Config(#[from] config::ConfigError),
     /// The hypervisor refused.
     #[error(transparent)]
     Hypervisor(#[from] HvError),
@@ -97,6 +100,8 @@ pub struct Machine {
     power: Arc<Power>,
     serial: Option<Arc<SerialPort>>,
     devices: Devices,
+    /// Behind the devices, so that it outlives the last words of theirs.
+    console: Option<Bridge>,
     guest: Arc<Guest>,
     irqchip: crate::hv::chipset::ChipsetState,
     control: Control,
@@ -108,8 +113,10 @@ pub struct Machine {
 impl Machine {
     /// Puts a machine together.
     pub fn new(config: &VmConfig) -> Result<Self, MachineError> {
+        config.check()?;
         let source = open_source(config)?;
         let ends = Ends::open(&config.serial, config.serial_log.as_deref())?;
+        let console_ends = Ends::open(&config.console, config.console_log.as_deref())?;
         let vm = Vm::new()?;
         let max = u8::try_from(vm.kvm().get_max_vcpus().min(MAX_CPUS)).expect("at most 254");
         if config.cpus == 0 || config.cpus > max {
@@ -117,7 +124,12 @@ impl Machine {
         }
         kick::install().map_err(crate::hv::doing("get a signal handler"))?;
 
-        let ram = GuestRam::new(config.ram)?;
+        let ram = if config.nodes.is_empty() {
+            GuestRam::new(config.ram)?
+        } else {
+            let nodes: Vec<_> = config.nodes.iter().map(|node| node.ram).collect();
+            GuestRam::with_nodes(&nodes, config.ram.hugepages)?
+        };
         ram.announce(&*vm)?;
         let template = cpuid::Template::new(vm.kvm(), config.cpus)?;
         let vcpus = Vcpu::create(&vm, config.cpus, |id, tsc_khz| template.for_cpu(id, tsc_khz))?;
@@ -134,11 +146,20 @@ impl Machine {
             Some(ends) => Some(install_serial(&vm, &pio, &control, ends)?),
             None => None,
         };
+        let (console, console_end) = match console_ends {
+            Some(ends) => {
+                let leave = control.clone();
+                let (bridge, end) = Bridge::new(ends, move || leave.request(Command::PowerOff))?;
+                (Some(bridge), Some(end))
+            }
+            None => (None, None),
+        };
         let ram_end = ram.regions.last().map_or(0, |r| r.guest_addr + r.len);
         let board = acpi::Board {
             cpus: config.cpus,
             mmio64: layout::pci_mmio64(ram_end),
             serial: serial.is_some(),
+            nodes: nodes(config, &ram),
         };
         let place = Place {
             vm: &vm,
@@ -147,7 +168,7 @@ impl Machine {
             mmio: &mmio,
             hot_plug: &HotPlug::new(Arc::clone(&power)),
         };
-        let devices = Devices::new(config, place, board.mmio64.clone())?;
+        let devices = Devices::new(config, place, board.mmio64.clone(), console_end)?;
         let report = control.clone();
         let guest = Arc::new(Guest {
             pio,
@@ -164,6 +185,7 @@ impl Machine {
             power,
             serial,
             devices,
+            console,
             guest,
             irqchip,
             control,
@@ -188,10 +210,16 @@ impl Machine {
         self.serial.as_ref()
     }
 
+    /// The virtio console's other end, if there is one.
+    pub fn console(&self) -> Option<&Bridge> {
+        self.console.as_ref()
+    }
+
     /// Tells others what the machine is and does, for as long as they like.
     pub fn info_source(&self, config: &VmConfig) -> InfoSource {
         let control = self.control.clone();
         let serial_pty = self.serial.as_ref().and_then(|s| s.pty().cloned());
+        let console_pty = self.console.as_ref().and_then(|c| c.pty().cloned());
         let nics = self.devices.nics().to_vec();
         let passthrough = Arc::clone(self.devices.passthrough());
         let (name, cpus, memory) = (config.name.clone(), config.cpus, config.ram.size);
@@ -203,6 +231,7 @@ impl Machine {
             memory,
             resets: control.resets(),
             serial_pty: serial_pty.clone(),
+            console_pty: console_pty.clone(),
             nics: nics.iter().map(Nic::info).collect(),
             devices: passthrough.list(),
         })
@@ -260,7 +289,8 @@ impl Machine {
     }
 
     fn after_reset(&self) -> Next {
-        if self.serial.as_ref().is_some_and(|serial| serial.panic_seen()) {
+        let serial = self.serial.as_ref().is_some_and(|serial| serial.panic_seen());
+        if serial || self.console.as_ref().is_some_and(Bridge::panic_seen) {
             return Next::End(Ending::Panicked);
         }
         if self.reboot {
@@ -308,6 +338,9 @@ impl Machine {
         if let Some(serial) = &self.serial {
             serial.reset();
         }
+        if let Some(console) = &self.console {
+            console.reset();
+        }
         // Before memory is cleared: from here on no device uses it.
         self.devices.reset();
         self.power.reset();
@@ -339,6 +372,15 @@ impl Machine {
 enum Next {
     End(Ending),
     Reset,
+}
+
+/// The NUMA nodes that the guest is told of.
+fn nodes(config: &VmConfig, ram: &GuestRam) -> Vec<acpi::Node> {
+    let node = |(node, memory): (&config::NodeConfig, _)| acpi::Node {
+        cpus: node.cpus.clone(),
+        memory,
+    };
+    config.nodes.iter().zip(ram.nodes()).map(node).collect()
 }
 
 fn open_source(config: &VmConfig) -> Result<BootSource, MachineError> {

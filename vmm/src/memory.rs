@@ -1,10 +1,11 @@
 //! Guest RAM: sealed, shared memory files mapped into this process, into KVM, and by descriptor into back-ends.
 //!
-//! RAM is one memory file per node. The file is sealed against shrinking and growing before anybody else sees it, so
-//! no peer that maps it can be hit by a bus error. Below 4 GiB RAM ends where the PCI window begins; the rest of the
-//! node continues at 4 GiB.
+//! RAM is one memory file per NUMA node of the guest. The file is sealed against shrinking and growing before anybody
+//! else sees it, so no peer that maps it can be hit by a bus error. The nodes follow one another. Below 4 GiB RAM ends
+//! where the PCI window begins; the rest of the node that is there continues at 4 GiB.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMma
 
 use crate::board::layout;
 
+mod host_node;
 #[cfg(test)]
 mod tests;
 
@@ -37,6 +39,12 @@ pub enum MemoryError {
          leave out hugepages=on"
     )]
     HugePages(u64, String, u64),
+    /// The memory cannot be had from the NUMA node of the host that was asked for.
+    #[error(
+        "guest memory on NUMA node {0} of the host refused: {1}; `vmm check` and /sys/devices/system/node tell \
+             which there are"
+    )]
+    HostNode(u32, #[source] std::io::Error),
     /// Somebody who follows guest memory refused a region.
     #[error("guest memory at {0:#x} refused by {1}: {2}")]
     Observer(u64, &'static str, String),
@@ -92,6 +100,15 @@ pub struct RamConfig {
     pub hugepages: bool,
 }
 
+/// One NUMA node's RAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RamNode {
+    /// Bytes of RAM.
+    pub size: u64,
+    /// The NUMA node of the host that all of it comes from; any, if none is given.
+    pub host_node: Option<u32>,
+}
+
 const PAGE: u64 = 4096;
 const HUGE_PAGE: u64 = 2 << 20;
 /// `HUGETLBFS_MAGIC` of `linux/magic.h`.
@@ -102,39 +119,59 @@ const MIN_SIZE: u64 = 2 << 20;
 impl GuestRam {
     /// Makes the RAM of one node, starting at guest address 0.
     pub fn new(config: RamConfig) -> Result<Self, MemoryError> {
-        let page = if config.hugepages { HUGE_PAGE } else { PAGE };
-        if config.size < MIN_SIZE || !config.size.is_multiple_of(page) {
-            return Err(MemoryError::Size(config.size, page, MIN_SIZE));
-        }
-        let memfd = Arc::new(File::from(sealed_memfd(config)?));
+        let node = RamNode {
+            size: config.size,
+            host_node: None,
+        };
+        Self::with_nodes(&[node], config.hugepages)
+    }
 
-        let low = config.size.min(layout::RAM_BELOW_4G_END);
-        let mut regions = vec![map(&memfd, 0, 0, low, config)?];
-        if config.size > low {
-            regions.push(map(
-                &memfd,
-                low,
-                layout::RAM_ABOVE_4G_START,
-                config.size - low,
-                config,
-            )?);
+    /// Makes the RAM of several nodes, the first one starting at guest address 0.
+    pub fn with_nodes(nodes: &[RamNode], hugepages: bool) -> Result<Self, MemoryError> {
+        let page = if hugepages { HUGE_PAGE } else { PAGE };
+        let mut regions = Vec::new();
+        let mut listed = Vec::new();
+        let mut before = 0;
+        for node in nodes {
+            if node.size < MIN_SIZE || !node.size.is_multiple_of(page) {
+                return Err(MemoryError::Size(node.size, page, MIN_SIZE));
+            }
+            let config = RamConfig {
+                size: node.size,
+                hugepages,
+            };
+            let memfd = Arc::new(File::from(sealed_memfd(config)?));
+            for (offset, guest) in places(before, node.size) {
+                let region = map(&memfd, offset, &guest, config)?;
+                if let Some(host_node) = node.host_node {
+                    host_node::bind(&region, host_node, hugepages)
+                        .map_err(|e| MemoryError::HostNode(host_node, e))?;
+                }
+                listed.push(RamRegion {
+                    guest_addr: guest.start,
+                    len: guest.end - guest.start,
+                    memfd: Arc::clone(&memfd),
+                    offset,
+                    host_addr: region.as_ptr().addr() as u64,
+                });
+                regions.push(region);
+            }
+            before += node.size;
         }
-        let listed = regions
-            .iter()
-            .map(|region| RamRegion {
-                guest_addr: vm_memory::GuestMemoryRegion::start_addr(region).0,
-                len: vm_memory::GuestMemoryRegion::len(region),
-                memfd: Arc::clone(&memfd),
-                offset: region.file_offset().map_or(0, FileOffset::start),
-                host_addr: region.as_ptr().addr() as u64,
-            })
-            .collect();
-        let mem = GuestMemoryMmap::from_regions(regions)
-            .map_err(|e| MemoryError::Map(config.size, e.to_string()))?;
+        let mem =
+            GuestMemoryMmap::from_regions(regions).map_err(|e| MemoryError::Map(before, e.to_string()))?;
         Ok(Self {
             mem: Arc::new(mem),
             regions: listed,
         })
+    }
+
+    /// The guest addresses of each node.
+    pub fn nodes(&self) -> Vec<Vec<Range<u64>>> {
+        self.regions
+            .chunk_by(|one, next| Arc::ptr_eq(&one.memfd, &next.memfd))
+            .map(|node| node.iter().map(|r| r.guest_addr..r.guest_addr + r.len).collect())
+            .collect()
     }
 
     /// Bytes of RAM.
@@ -203,13 +240,27 @@ fn sealed_memfd(config: RamConfig) -> Result<OwnedFd, MemoryError> {
     Ok(memfd)
 }
 
+/// Where the `size` bytes of RAM that have `before` bytes in front of them go: for each piece, its offset among them
+/// and its guest addresses.
+fn places(before: u64, size: u64) -> Vec<(u64, Range<u64>)> {
+    let end = before + size;
+    let low = before..end.min(layout::RAM_BELOW_4G_END);
+    let high = before.max(layout::RAM_BELOW_4G_END)..end;
+    let moved = layout::RAM_ABOVE_4G_START - layout::RAM_BELOW_4G_END;
+    [(low, 0), (high, moved)]
+        .into_iter()
+        .filter(|(piece, _)| !piece.is_empty())
+        .map(|(piece, moved)| (piece.start - before, piece.start + moved..piece.end + moved))
+        .collect()
+}
+
 fn map(
     memfd: &Arc<File>,
     offset: u64,
-    guest_addr: u64,
-    len: u64,
+    guest: &Range<u64>,
     config: RamConfig,
 ) -> Result<GuestRegionMmap, MemoryError> {
+    let len = guest.end - guest.start;
     let failed = |reason: String| {
         if config.hugepages {
             MemoryError::HugePages(config.size, reason, config.size / HUGE_PAGE)
@@ -229,7 +280,7 @@ fn map(
         .build()
         .map_err(|e| failed(e.to_string()))?;
     advise(&mapping, config.hugepages);
-    GuestRegionMmap::new(mapping, GuestAddress(guest_addr))
+    GuestRegionMmap::new(mapping, GuestAddress(guest.start))
         .ok_or_else(|| failed("its end is beyond the address space".to_owned()))
 }
 

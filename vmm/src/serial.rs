@@ -1,14 +1,17 @@
-//! The serial port: a 16550 whose other end is a terminal, a file or a socket.
+//! Consoles: the serial port, a 16550, and the virtio console's far side. The other end is a terminal, a file or a socket.
 //!
 //! The guest never waits for a reader: an end that takes nothing is given a short while, and after that its bytes are
 //! dropped until it takes some again.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use input::Sink;
+use rustix::event::PollFlags;
 use vm_superio::serial::SerialEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -17,6 +20,7 @@ use crate::bus::BusDevice;
 use crate::hv::irq::LegacyIrq;
 use crate::listener::SocketError;
 
+mod bridge;
 mod ends;
 mod input;
 mod output;
@@ -24,6 +28,7 @@ mod panic_watch;
 #[cfg(test)]
 mod tests;
 
+pub use bridge::Bridge;
 pub use ends::Ends;
 
 /// What the serial port is connected to.
@@ -46,13 +51,13 @@ pub enum SerialConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum SerialError {
     /// The other end could not be opened.
-    #[error("serial port refused: {0}: {1}; check --serial")]
+    #[error("serial port or console refused: {0}: {1}; check --serial and --console")]
     End(String, #[source] io::Error),
     /// The socket was refused.
     #[error(transparent)]
     Socket(#[from] SocketError),
     /// A thread or an eventfd could not be had.
-    #[error("serial port refused by the host: {0}")]
+    #[error("serial port or console refused by the host: {0}")]
     Host(#[from] io::Error),
 }
 
@@ -91,6 +96,30 @@ struct Shared {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Uart> {
         self.uart.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sink for Shared {
+    fn room(&self) -> usize {
+        self.lock().fifo_capacity()
+    }
+
+    fn put(&self, bytes: &[u8]) {
+        if let Err(error) = self.lock().enqueue_raw_bytes(bytes) {
+            tracing::debug!(?error, "serial input is lost");
+        }
+    }
+
+    fn drained(&self) -> (BorrowedFd<'_>, PollFlags) {
+        (crate::fd::borrow(&self.drained), PollFlags::IN)
+    }
+
+    fn rearm(&self) {
+        let _ = self.drained.read();
+    }
+
+    fn output(&self) -> &output::Output {
+        &self.output
     }
 }
 

@@ -129,6 +129,17 @@ fn wrong_usage_and_missing_files_are_told_apart() {
     };
     let (code, errors) = run(&["run", "--kernel", "/x", "--cpus", "0"]);
     assert_eq!(code, Some(2), "{errors}");
+    for contradiction in [
+        ["--serial", "stdio", "--console", "stdio"],
+        ["--memory", "32M", "--numa", "cpus=0,memory=16M"],
+    ] {
+        let (code, errors) = run(&[&["run", "--kernel", "/x"][..], &contradiction].concat());
+        assert_eq!(code, Some(2), "{errors}");
+        assert!(
+            errors.contains("refused") && errors.lines().count() == 1,
+            "{errors}"
+        );
+    }
     let (code, errors) = run(&["run", "--kernel", "/nonexistent/vmlinuz"]);
     assert_eq!(code, Some(1));
     assert!(

@@ -14,17 +14,31 @@ use crate::vfio::Source;
 type Answer = Result<StatusCode, (StatusCode, Json<Refusal>)>;
 
 /// How a device is taken back.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 pub(super) struct Removal {
     /// Without the guest's consent.
     #[serde(default)]
     force: bool,
 }
 
+/// The devices of the host that the guest has.
+#[utoipa::path(get, path = "/v1/vm/devices", responses((status = 200, body = Vec<DeviceInfo>)))]
 pub(super) async fn list(State(context): State<Arc<Context>>) -> Json<Vec<DeviceInfo>> {
     Json(context.passthrough.list())
 }
 
+/// Gives the guest a device.
+#[utoipa::path(
+    put,
+    path = "/v1/vm/devices/{device}",
+    params(("device" = String, Path, description = "PCI address on the host")),
+    responses(
+        (status = 204),
+        (status = 400, description = "no PCI address", body = Refusal),
+        (status = 409, description = "the guest has it already", body = Refusal),
+        (status = 500, body = Refusal)
+    )
+)]
 pub(super) async fn add(State(context): State<Arc<Context>>, Path(device): Path<String>) -> Answer {
     // A descriptor's number would be one of this process, which nobody has passed it.
     match device.parse::<Source>() {
@@ -37,6 +51,18 @@ pub(super) async fn add(State(context): State<Arc<Context>>, Path(device): Path<
     }
 }
 
+/// Takes a device back.
+#[utoipa::path(
+    delete,
+    path = "/v1/vm/devices/{device}",
+    params(("device" = String, Path, description = "PCI address on the host"), Removal),
+    responses(
+        (status = 204),
+        (status = 404, description = "the guest does not have it", body = Refusal),
+        (status = 409, description = "the guest keeps it", body = Refusal),
+        (status = 500, body = Refusal)
+    )
+)]
 pub(super) async fn remove(
     State(context): State<Arc<Context>>,
     Path(device): Path<String>,

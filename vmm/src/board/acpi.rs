@@ -3,7 +3,7 @@
 //! The board is "hardware-reduced": no fixed power registers, but sleep and reset registers of its own and a generic
 //! event device for the power button. All PCI interrupts are message-signalled.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -16,6 +16,7 @@ use acpi_tables::{Aml, sdt::Sdt};
 use super::{layout, power};
 
 mod dsdt;
+mod numa;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +33,17 @@ pub struct Board {
     pub mmio64: Range<u64>,
     /// True if there is a serial port.
     pub serial: bool,
+    /// NUMA nodes; none if the guest need not know of any.
+    pub nodes: Vec<Node>,
+}
+
+/// A NUMA node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Its processors.
+    pub cpus: RangeInclusive<u8>,
+    /// Its memory.
+    pub memory: Vec<Range<u64>>,
 }
 
 /// Makes all tables, to be placed at `base`. The first one is the root pointer.
@@ -42,11 +54,15 @@ pub fn tables(base: u64, board: &Board) -> Vec<u8> {
     };
 
     let dsdt = image.push(&dsdt::build(board));
-    let entries = [
+    let mut entries = vec![
         image.push(&fadt(dsdt)),
         image.push(&madt(board.cpus)),
         image.push(&mcfg()),
     ];
+    if !board.nodes.is_empty() {
+        entries.push(image.push(&numa::srat(&board.nodes)));
+        entries.push(image.push(&numa::slit(&board.nodes)));
+    }
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     for entry in entries {
         xsdt.add_entry(entry);
@@ -132,9 +148,10 @@ fn mcfg() -> MCFG {
     mcfg
 }
 
-fn definition_block(body: &[u8]) -> Sdt {
-    let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, OEM_REVISION);
-    dsdt.append_slice(body);
-    dsdt.update_checksum();
-    dsdt
+/// A table whose `body` is bytes already.
+fn table(signature: [u8; 4], revision: u8, body: &[u8]) -> Sdt {
+    let mut table = Sdt::new(signature, 36, revision, OEM, OEM_TABLE, OEM_REVISION);
+    table.append_slice(body);
+    table.update_checksum();
+    table
 }

@@ -12,7 +12,7 @@ use std::io::{self, Seek};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use super::{acpi, power};
+use super::{acpi, layout, power};
 use crate::loader::{Kernel, LoadError, LoadedKernel};
 use crate::memory::GuestRam;
 
@@ -115,7 +115,11 @@ impl BootSource {
 /// As high as the kernel reaches it and memory goes, so that the kernel has room to unpack itself below.
 fn place_initrd(ram: &GuestRam, file: &File, kernel: &LoadedKernel) -> Result<Placed, BootError> {
     let len = file.metadata().map_err(BootError::InitrdRead)?.len();
-    let low_end = ram.regions.first().map_or(0, |r| r.guest_addr + r.len);
+    let low = ram
+        .regions
+        .iter()
+        .filter(|r| r.guest_addr < layout::RAM_BELOW_4G_END);
+    let low_end = low.map(|r| r.guest_addr + r.len).max().unwrap_or(0);
     let addr = low_end
         .min(kernel.initrd_end())
         .checked_sub(len)

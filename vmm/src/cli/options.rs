@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::machine::config::{ChannelConfig, DiskConfig, NetConfig, SocketMode};
-use crate::memory::RamConfig;
+use crate::machine::config::{ChannelConfig, DiskConfig, NetConfig, NodeConfig, SocketMode};
+use crate::memory::{RamConfig, RamNode};
 use crate::serial::SerialConfig;
 
 #[cfg(test)]
@@ -92,7 +92,31 @@ fn size_in_bytes(text: &str) -> Result<u64, String> {
     count.checked_mul(unit).ok_or_else(wrong)
 }
 
-/// The value of `--serial`.
+/// The value of `--numa`.
+pub fn numa(text: &str) -> Result<NodeConfig, String> {
+    let mut parts = Parts::new(text);
+    let cpus = parts.need("cpus")?;
+    let (first, last) = cpus.split_once('-').unwrap_or((cpus, cpus));
+    let cpus = match (first.parse(), last.parse()) {
+        (Ok(first), Ok(last)) if first <= last => first..=last,
+        _ => return Err(format!("`cpus={cpus}`: write 2, or 0-3")),
+    };
+    let size = size_in_bytes(parts.need("memory")?)?;
+    let host_node = parts
+        .take("host-node")?
+        .map(|n| {
+            n.parse()
+                .map_err(|_| format!("`host-node={n}`: the number of a node"))
+        })
+        .transpose()?;
+    parts.finish("cpus, memory, host-node")?;
+    Ok(NodeConfig {
+        cpus,
+        ram: RamNode { size, host_node },
+    })
+}
+
+/// The value of `--serial` and of `--console`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SerialOption {
     /// The other end.

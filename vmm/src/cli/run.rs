@@ -4,13 +4,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use super::{EXIT_FAILED, EXIT_FAULT, EXIT_HOST, EXIT_PANICKED, EXIT_STOPPED, RunArgs};
+use super::options::SerialOption;
+use super::{EXIT_FAILED, EXIT_FAULT, EXIT_HOST, EXIT_PANICKED, EXIT_STOPPED, EXIT_USAGE, RunArgs};
 use crate::api::{self, ApiError};
 use crate::hv::HvError;
 use crate::machine::config::VmConfig;
 use crate::machine::devices::DeviceError;
 use crate::machine::{Ending, Machine, MachineError};
 use crate::memory::MemoryError;
+use crate::serial::SerialConfig;
 
 #[derive(Debug, thiserror::Error)]
 enum RunError {
@@ -27,16 +29,27 @@ pub fn run(args: RunArgs) -> ExitCode {
         Ok(ending) => ExitCode::from(exit_code(&ending)),
         Err(error) => {
             eprintln!("vmm: {error}");
-            ExitCode::from(if refused_by_host(&error) {
-                EXIT_HOST
-            } else {
-                EXIT_FAILED
+            ExitCode::from(match &error {
+                RunError::Machine(MachineError::Config(_)) => EXIT_USAGE,
+                error if refused_by_host(error) => EXIT_HOST,
+                _ => EXIT_FAILED,
             })
         }
     }
 }
 
 fn config(args: RunArgs) -> VmConfig {
+    let stdio = SerialOption {
+        end: SerialConfig::Stdio,
+        log: None,
+    };
+    let serial = args.serial.unwrap_or(match args.console.end {
+        SerialConfig::Stdio => SerialOption {
+            end: SerialConfig::Off,
+            ..stdio
+        },
+        _ => stdio,
+    });
     VmConfig {
         name: args.name,
         kernel: args.kernel,
@@ -44,12 +57,15 @@ fn config(args: RunArgs) -> VmConfig {
         cmdline: args.cmdline,
         cpus: args.cpus,
         ram: args.memory.0,
+        nodes: args.numa,
         nets: args.net,
         disks: args.disk,
         devices: args.device,
         channels: args.channel,
-        serial: args.serial.end,
-        serial_log: args.serial.log,
+        serial: serial.end,
+        serial_log: serial.log,
+        console: args.console.end,
+        console_log: args.console.log,
         reboot: !args.no_reboot,
     }
 }
@@ -61,6 +77,9 @@ fn start(config: &VmConfig, api_socket: Option<PathBuf>) -> Result<Ending, RunEr
     }
     if let Some(name) = machine.serial().and_then(|s| s.pty()) {
         eprintln!("vmm: serial port on {}", name.display());
+    }
+    if let Some(name) = machine.console().and_then(|c| c.pty()) {
+        eprintln!("vmm: console on {}", name.display());
     }
     let _server = api::serve(
         machine.info_source(config),
@@ -92,7 +111,10 @@ fn refused_by_host(error: &RunError) -> bool {
         RunError::Machine(
             MachineError::Hypervisor(HvError::Open(_) | HvError::Missing(_))
                 | MachineError::Memory(
-                    MemoryError::File(_) | MemoryError::Map(..) | MemoryError::HugePages(..)
+                    MemoryError::File(_)
+                        | MemoryError::Map(..)
+                        | MemoryError::HugePages(..)
+                        | MemoryError::HostNode(..)
                 )
                 | MachineError::Device(DeviceError::Passthrough(_))
                 | MachineError::Cpus(..)

@@ -1,6 +1,7 @@
 //! The devices on the PCI bus: network cards, disks, entropy, channels.
 
 use std::ops::Range;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use super::config::{self, VmConfig};
@@ -80,8 +81,14 @@ pub struct Nic {
 }
 
 impl Devices {
-    /// Makes the bus and puts the devices of `config` on it, network cards first.
-    pub fn new(config: &VmConfig, place: Place<'_>, mmio64: Range<u64>) -> Result<Self, DeviceError> {
+    /// Makes the bus and puts the devices of `config` on it, network cards first. The virtio console's other end is
+    /// `console`.
+    pub fn new(
+        config: &VmConfig,
+        place: Place<'_>,
+        mmio64: Range<u64>,
+        console: Option<UnixStream>,
+    ) -> Result<Self, DeviceError> {
         let windows = Windows {
             mmio32: layout::PCI_MMIO32,
             mmio64,
@@ -123,7 +130,7 @@ impl Devices {
             devices.add(Box::new(Blk::new(options)?), place)?;
         }
         devices.add(Box::new(Rng::new()), place)?;
-        if !config.channels.is_empty() {
+        if console.is_some() || !config.channels.is_empty() {
             let channels: Vec<_> = config
                 .channels
                 .iter()
@@ -132,7 +139,7 @@ impl Devices {
                     socket: c.socket.clone(),
                 })
                 .collect();
-            devices.add(Box::new(Console::new(None, &channels)?), place)?;
+            devices.add(Box::new(Console::new(console, &channels)?), place)?;
         }
         for source in &config.devices {
             devices.passthrough.add(source)?;

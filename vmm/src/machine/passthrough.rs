@@ -52,7 +52,7 @@ pub enum PassthroughError {
 }
 
 /// How a device is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeviceState {
     /// The guest has it.
@@ -64,7 +64,7 @@ pub enum DeviceState {
 }
 
 /// What a device is and does.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct DeviceInfo {
     /// Its PCI address on the host, or the descriptor that it came as.
     pub device: String,

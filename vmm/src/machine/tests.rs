@@ -37,12 +37,15 @@ fn config(folder: &Path, image: &[u8]) -> VmConfig {
             size: 32 << 20,
             hugepages: false,
         },
+        nodes: Vec::new(),
         nets: Vec::new(),
         disks: Vec::new(),
         devices: Vec::new(),
         channels: Vec::new(),
         serial: SerialConfig::File(folder.join("serial")),
         serial_log: None,
+        console: SerialConfig::Off,
+        console_log: None,
         reboot: true,
     }
 }

@@ -1,3 +1,4 @@
+use std::iter;
 use std::sync::Mutex;
 
 use vm_memory::{Bytes, GuestAddress};
@@ -130,4 +131,70 @@ fn an_observer_that_refuses_keeps_nothing() {
     let error = ram.announce(&refusing).unwrap_err();
     assert!(error.to_string().contains("follower"));
     assert_eq!(*refusing.seen.lock().unwrap(), [(true, 0), (false, 0)]);
+}
+
+/// The inode of a region's memory file.
+fn inode(region: &RamRegion) -> u64 {
+    rustix::fs::fstat(region.fd()).unwrap().st_ino
+}
+
+#[test]
+fn every_node_is_a_sealed_file_of_its_own() {
+    let node = |size| RamNode {
+        size,
+        host_node: None,
+    };
+    // The second node has the PCI hole in it.
+    let sizes = [1 << 30, 3 << 30, 64 << 20];
+    let ram = GuestRam::with_nodes(&sizes.map(node), false).unwrap();
+    let (hole, above) = (layout::RAM_BELOW_4G_END, layout::RAM_ABOVE_4G_START);
+    let moved = above - hole;
+    assert_eq!(
+        ram.nodes(),
+        [
+            iter::once(0..1 << 30).collect(),
+            vec![1 << 30..hole, above..(4 << 30) + moved],
+            iter::once((4 << 30) + moved..(4 << 30) + moved + (64 << 20)).collect(),
+        ]
+    );
+    let inodes: Vec<_> = ram.regions.iter().map(inode).collect();
+    assert_eq!(inodes[1], inodes[2]);
+    assert!(inodes[0] != inodes[1] && inodes[3] != inodes[1] && inodes[0] != inodes[3]);
+    for (region, size) in ram.regions.iter().zip([sizes[0], sizes[1], sizes[1], sizes[2]]) {
+        assert_eq!(
+            rustix::fs::fstat(region.fd()).unwrap().st_size.unsigned_abs(),
+            size
+        );
+        assert!(rustix::fs::ftruncate(region.fd(), 4096).is_err());
+        ram.mem
+            .write_obj(region.offset, GuestAddress(region.guest_addr))
+            .unwrap();
+        let mut bytes = [0; 8];
+        rustix::io::pread(region.fd(), &mut bytes, region.offset).unwrap();
+        assert_eq!(u64::from_le_bytes(bytes), region.offset);
+    }
+    assert!(matches!(
+        GuestRam::with_nodes(&[node(64 << 20), node(4096)], false),
+        Err(MemoryError::Size(4096, ..))
+    ));
+}
+
+/// The host's own list of mappings says where pages are to come from. Runs where the host has it.
+#[test]
+fn a_node_is_bound_to_the_hosts_node() {
+    let bound = |host_node| {
+        let node = RamNode {
+            size: 4 << 20,
+            host_node: Some(host_node),
+        };
+        GuestRam::with_nodes(&[node], false)
+    };
+    assert!(matches!(bound(4000), Err(MemoryError::HostNode(4000, _))));
+    let Ok(ram) = bound(0) else { return };
+    let Ok(maps) = std::fs::read_to_string("/proc/self/numa_maps") else {
+        return;
+    };
+    let start = format!("{:x} ", ram.regions[0].host_addr);
+    let line = maps.lines().find(|line| line.starts_with(&start)).unwrap();
+    assert!(line.contains("bind"), "{line}");
 }

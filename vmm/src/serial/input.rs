@@ -1,24 +1,38 @@
 //! From the other end to the guest: one thread that reads only what the guest has room for.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Shared;
 use super::ends::{RawMode, Source};
+use super::output::Output;
 use crate::listener::Listener;
 
 /// Ctrl-A, then x: leave. Ctrl-A twice: one for the guest.
 const ESCAPE: u8 = 1;
 const LEAVE: u8 = b'x';
 
+/// Where input goes.
+pub(super) trait Sink: Send + Sync + 'static {
+    /// Bytes that it takes now.
+    fn room(&self) -> usize;
+    /// Takes bytes, at most as many as there is room for.
+    fn put(&self, bytes: &[u8]);
+    /// What to wait for on what, when there is no room.
+    fn drained(&self) -> (BorrowedFd<'_>, PollFlags);
+    /// It has happened: the next wait is for the next time.
+    fn rearm(&self);
+    /// The way back to the same end.
+    fn output(&self) -> &Output;
+}
+
 pub(super) fn spawn(
     source: Source,
-    shared: Arc<Shared>,
+    sink: Arc<impl Sink>,
     stop: EventFd,
     escape: impl Fn() + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
@@ -26,7 +40,7 @@ pub(super) fn spawn(
     std::thread::Builder::new()
         .name("serial".to_owned())
         .spawn(move || {
-            if let Err(error) = run(&mut reader, &shared, &stop, &escape) {
+            if let Err(error) = run(&mut reader, &*sink, &stop, &escape) {
                 tracing::warn!(%error, "serial input has ended");
             }
             drop(keep);
@@ -88,13 +102,13 @@ enum Ready {
     Again,
 }
 
-fn run(reader: &mut Reader, shared: &Shared, stop: &EventFd, escape: &dyn Fn()) -> io::Result<()> {
+fn run(reader: &mut Reader, sink: &dyn Sink, stop: &EventFd, escape: &dyn Fn()) -> io::Result<()> {
     loop {
-        let room = shared.lock().fifo_capacity();
-        match wait(reader, shared, stop, room)? {
+        let room = sink.room();
+        match wait(reader, sink, stop, room)? {
             Ready::Stop => return Ok(()),
             Ready::Again => {}
-            Ready::Client => accept(reader, shared)?,
+            Ready::Client => accept(reader, sink)?,
             Ready::Input => {
                 // With no room only a hang-up leads here; reading nothing would hide it.
                 let mut bytes = vec![0; room.max(1)];
@@ -106,7 +120,7 @@ fn run(reader: &mut Reader, shared: &Shared, stop: &EventFd, escape: &dyn Fn()) 
                 if n == 0 {
                     reader.fd = None;
                     if reader.listener.is_some() {
-                        shared.output.connect(None);
+                        sink.output().connect(None);
                     }
                     continue;
                 }
@@ -114,24 +128,23 @@ fn run(reader: &mut Reader, shared: &Shared, stop: &EventFd, escape: &dyn Fn()) 
                 if reader.filter(&mut bytes) {
                     escape();
                 }
-                if let Err(error) = shared.lock().enqueue_raw_bytes(&bytes) {
-                    tracing::debug!(?error, "serial input is lost");
-                }
+                sink.put(&bytes);
             }
         }
     }
 }
 
-fn wait(reader: &Reader, shared: &Shared, stop: &EventFd, room: usize) -> io::Result<Ready> {
+fn wait(reader: &Reader, sink: &dyn Sink, stop: &EventFd, room: usize) -> io::Result<Ready> {
+    let (drained, event) = sink.drained();
+    let (interest, event) = if room > 0 {
+        (PollFlags::IN, PollFlags::empty())
+    } else {
+        (PollFlags::empty(), event)
+    };
     let mut fds = vec![
         PollFd::from_borrowed_fd(crate::fd::borrow(stop), PollFlags::IN),
-        PollFd::from_borrowed_fd(crate::fd::borrow(&shared.drained), PollFlags::IN),
+        PollFd::from_borrowed_fd(drained, event),
     ];
-    let interest = if room > 0 {
-        PollFlags::IN
-    } else {
-        PollFlags::empty()
-    };
     match (&reader.fd, &reader.listener) {
         (Some(fd), _) => fds.push(PollFd::from_borrowed_fd(fd.as_fd(), interest)),
         (None, Some(listener)) => fds.push(PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN)),
@@ -146,7 +159,7 @@ fn wait(reader: &Reader, shared: &Shared, stop: &EventFd, room: usize) -> io::Re
         return Ok(Ready::Stop);
     }
     if ready[1] {
-        let _ = shared.drained.read();
+        sink.rearm();
     }
     Ok(match ready.get(2) {
         Some(true) if reader.fd.is_some() => Ready::Input,
@@ -155,7 +168,7 @@ fn wait(reader: &Reader, shared: &Shared, stop: &EventFd, room: usize) -> io::Re
     })
 }
 
-fn accept(reader: &mut Reader, shared: &Shared) -> io::Result<()> {
+fn accept(reader: &mut Reader, sink: &dyn Sink) -> io::Result<()> {
     let Some(listener) = &reader.listener else {
         return Ok(());
     };
@@ -164,7 +177,7 @@ fn accept(reader: &mut Reader, shared: &Shared) -> io::Result<()> {
         return Ok(());
     };
     client.set_nonblocking(true)?;
-    shared.output.connect(Some(OwnedFd::from(client.try_clone()?)));
+    sink.output().connect(Some(OwnedFd::from(client.try_clone()?)));
     reader.fd = Some(client.into());
     Ok(())
 }

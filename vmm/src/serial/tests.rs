@@ -113,3 +113,72 @@ fn a_panic_on_the_console_is_seen_until_reset() {
     port.reset();
     assert!(!port.panic_seen());
 }
+
+/// A bridge and the device's end of it.
+fn bridge(config: &SerialConfig) -> (Bridge, UnixStream) {
+    let (bridge, device) = Bridge::new(Ends::open(config, None).unwrap().unwrap(), || {}).unwrap();
+    device.set_nonblocking(false).unwrap();
+    (bridge, device)
+}
+
+#[test]
+fn a_console_on_a_socket_carries_both_ways_and_one_client_follows_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("console");
+    let (bridge, mut device) = bridge(&SerialConfig::Socket(path.clone()));
+    for round in 0..2 {
+        let mut client = UnixStream::connect(&path).unwrap();
+        // More than the sockets in between hold.
+        let sent = vec![b'a' + round; 4 << 20];
+        let mut got = vec![0; sent.len()];
+        std::thread::scope(|scope| {
+            scope.spawn(|| client.write_all(&sent).unwrap());
+            device.read_exact(&mut got).unwrap();
+        });
+        assert_eq!(got, sent);
+        device.write_all(b"hello").unwrap();
+        let mut got = [0; 5];
+        client.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"hello");
+    }
+    // A guest that takes nothing does not keep it from ending.
+    let mut client = UnixStream::connect(&path).unwrap();
+    client.set_nonblocking(true).unwrap();
+    while client.write(&[0; 4096]).is_ok() {}
+    drop(bridge);
+    assert!(!path.exists(), "the socket is removed");
+}
+
+#[test]
+fn a_console_on_a_pty_is_a_terminal() {
+    let (bridge, mut device) = bridge(&SerialConfig::Pty);
+    let mut user = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(bridge.pty().unwrap())
+        .unwrap();
+    user.write_all(b"ls\r").unwrap();
+    let mut got = [0; 3];
+    device.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"ls\r");
+    device.write_all(b"ok\n").unwrap();
+    user.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"ok\n");
+}
+
+#[test]
+fn a_console_in_a_file_keeps_the_last_words_and_sees_a_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out");
+    let (bridge, mut device) = bridge(&SerialConfig::File(path.clone()));
+    device.write_all(b"Kernel panic - not syncing: x").unwrap();
+    assert!(bridge.panic_seen());
+    bridge.reset();
+    assert!(!bridge.panic_seen());
+    device.write_all(b"; good-bye").unwrap();
+    drop((device, bridge));
+    assert_eq!(
+        std::fs::read_to_string(path).unwrap(),
+        "Kernel panic - not syncing: x; good-bye"
+    );
+}

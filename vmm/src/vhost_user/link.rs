@@ -6,11 +6,8 @@
 //!              └── any error: the connection is dropped, the supervisor makes a new one ──┘
 //! ```
 
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::time::Duration;
 
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Error as ProtocolError, Frontend, VhostUserFrontend};
@@ -20,95 +17,16 @@ use vmm_sys_util::eventfd::EventFd;
 use super::back_channel::BackChannel;
 use super::config::{CONFIG_LEN, NetConfig};
 use super::features::{self, FeatureNames};
-use super::watchdog::{Deadline, Watchdog};
+use super::watchdog::Watchdog;
 use crate::memory::RamRegion;
+
+mod step;
+
+use step::Step;
+pub use step::{LinkError, Timeouts};
 
 /// What a `SET_MEM_TABLE` message has room for.
 const TABLE_REGIONS: usize = 8;
-
-/// How long a back-end may take over one step of its life, and how long the next one is waited for.
-#[derive(Clone, Copy, Debug)]
-pub struct Timeouts {
-    /// From connection to the answer to the last message of the negotiation.
-    pub negotiate: Duration,
-    /// To take over the guest's memory and rings.
-    pub start: Duration,
-    /// To stop its rings, or to change which are enabled.
-    pub change: Duration,
-    /// The longest pause before the next attempt on a back-end that fails again and again.
-    pub longest_pause: Duration,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        // Generous: a switch on a busy software CPU maps a guest's memory well within these.
-        Self {
-            negotiate: Duration::from_secs(10),
-            start: Duration::from_secs(10),
-            change: Duration::from_secs(5),
-            longest_pause: Duration::from_millis(500),
-        }
-    }
-}
-
-/// Why a connection to a back-end is of no use (any more).
-#[derive(Debug, thiserror::Error)]
-pub enum LinkError {
-    /// Nobody listens, or the connection ended before it began.
-    #[error("cannot connect to {}: {source}", path.display())]
-    Connect {
-        /// The socket.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// The back-end closed the connection.
-    #[error("the back-end closed the connection")]
-    Closed,
-    /// A request failed.
-    #[error("{request} failed: {source}")]
-    Request {
-        /// The vhost-user message.
-        request: &'static str,
-        /// What the protocol library says.
-        source: vhost::Error,
-    },
-    /// A request was not answered in time.
-    #[error("{request} was not answered within {} s", limit.as_secs_f32())]
-    Timeout {
-        /// The vhost-user message.
-        request: &'static str,
-        /// The time allowed.
-        limit: Duration,
-    },
-    /// The guest uses features that this back-end lacks.
-    #[error(
-        "the back-end lacks features in use by the guest: {0}; start one that has them, or reset the guest"
-    )]
-    MissingFeatures(FeatureNames),
-    /// The guest was told of more queue pairs than this back-end serves.
-    #[error(
-        "the back-end serves {has} queue pairs, the guest was offered {offered}; \
-         give the back-end more queues, or reset the guest"
-    )]
-    MissingPairs {
-        /// Pairs of the back-end.
-        has: u16,
-        /// Pairs offered to the guest.
-        offered: u16,
-    },
-    /// The back-end has room for fewer memory regions than the guest has.
-    #[error("the back-end takes {has} memory regions, the guest has {needed}")]
-    MemorySlots {
-        /// Slots of the back-end.
-        has: u64,
-        /// Regions of the guest.
-        needed: usize,
-    },
-    /// An operating system call of our own failed.
-    #[error("cannot watch the connection: {0}")]
-    Watch(#[source] io::Error),
-}
 
 /// One virtqueue as the back-end is told of it.
 #[derive(Debug)]
@@ -152,27 +70,6 @@ impl std::fmt::Debug for Requests {
     }
 }
 
-/// Turns a failed request into an error that says which it was, and whether time ran out over it.
-struct Step<'a> {
-    deadline: &'a Deadline,
-    limit: Duration,
-}
-
-impl Step<'_> {
-    fn check<T>(&self, request: &'static str, result: vhost::Result<T>) -> Result<T, LinkError> {
-        result.map_err(|source| match &source {
-            _ if self.deadline.expired() => LinkError::Timeout {
-                request,
-                limit: self.limit,
-            },
-            vhost::Error::VhostUserProtocol(
-                ProtocolError::PartialMessage | ProtocolError::Disconnected | ProtocolError::SocketBroken(_),
-            ) => LinkError::Closed,
-            _ => LinkError::Request { request, source },
-        })
-    }
-}
-
 impl Link {
     /// Takes ownership of the back-end and learns what it offers. `pairs` is what the NIC has room for.
     pub(super) fn open(
@@ -181,13 +78,7 @@ impl Link {
         watchdog: &Watchdog,
         timeouts: Timeouts,
     ) -> Result<Self, LinkError> {
-        let deadline = watchdog
-            .arm(&stream, timeouts.negotiate)
-            .map_err(LinkError::Watch)?;
-        let step = Step {
-            deadline: &deadline,
-            limit: timeouts.negotiate,
-        };
+        let step = Step::begin(watchdog, &stream, timeouts.negotiate)?;
         let socket = stream.try_clone().map_err(LinkError::Watch)?;
         let frontend = Frontend::from_stream(socket, u64::from(pairs) * 2);
 
@@ -214,7 +105,7 @@ impl Link {
         Ok(link)
     }
 
-    fn negotiate_protocol(&mut self, step: &Step<'_>, pairs: u16) -> Result<(), LinkError> {
+    fn negotiate_protocol(&mut self, step: &Step, pairs: u16) -> Result<(), LinkError> {
         let frontend = &mut self.requests.0;
         let known = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
@@ -298,13 +189,7 @@ impl Link {
 
     /// Reads the back-end's configuration again.
     pub(super) fn refresh(&mut self, watchdog: &Watchdog) -> Result<(), LinkError> {
-        let deadline = watchdog
-            .arm(&self.stream, self.timeouts.change)
-            .map_err(LinkError::Watch)?;
-        let step = Step {
-            deadline: &deadline,
-            limit: self.timeouts.change,
-        };
+        let step = Step::begin(watchdog, &self.stream, self.timeouts.change)?;
         self.config = self.plain(|frontend| read_config(frontend, &step))?;
         Ok(())
     }
@@ -317,13 +202,7 @@ impl Link {
         memory: &[RamRegion],
         rings: &[Vring<'_>],
     ) -> Result<(), LinkError> {
-        let deadline = watchdog
-            .arm(&self.stream, self.timeouts.start)
-            .map_err(LinkError::Watch)?;
-        let step = Step {
-            deadline: &deadline,
-            limit: self.timeouts.start,
-        };
+        let step = Step::begin(watchdog, &self.stream, self.timeouts.start)?;
         self.ask_for_acks();
         // The back-end is told of its own features only: bits that the front-end serves mean nothing to it.
         let told = acked & self.features & !features::PROTOCOL_FEATURES;
@@ -337,17 +216,13 @@ impl Link {
         }
         if protocol != 0 {
             for ring in rings {
-                let enable = self
-                    .requests
-                    .0
-                    .set_vring_enable(usize::from(ring.index), ring.enabled);
-                step.check("SET_VRING_ENABLE", enable)?;
+                self.enable(&step, ring.index, ring.enabled)?;
             }
         }
         Ok(())
     }
 
-    fn describe(&mut self, step: &Step<'_>, ring: &Vring<'_>) -> Result<(), LinkError> {
+    fn describe(&mut self, step: &Step, ring: &Vring<'_>) -> Result<(), LinkError> {
         let frontend = &self.requests.0;
         let index = usize::from(ring.index);
         let addresses = VringConfigData {
@@ -371,7 +246,7 @@ impl Link {
     }
 
     /// Makes the back-end's view of the guest's memory `memory`.
-    fn send_memory(&mut self, step: &Step<'_>, memory: &[RamRegion]) -> Result<(), LinkError> {
+    fn send_memory(&mut self, step: &Step, memory: &[RamRegion]) -> Result<(), LinkError> {
         let has = |list: &[RamRegion], r: &RamRegion| {
             list.iter()
                 .any(|o| (o.guest_addr, o.len) == (r.guest_addr, r.len))
@@ -430,13 +305,7 @@ impl Link {
         if self.memory.is_empty() {
             return Ok(());
         }
-        let deadline = watchdog
-            .arm(&self.stream, self.timeouts.change)
-            .map_err(LinkError::Watch)?;
-        let step = Step {
-            deadline: &deadline,
-            limit: self.timeouts.change,
-        };
+        let step = Step::begin(watchdog, &self.stream, self.timeouts.change)?;
         self.send_memory(&step, memory)
     }
 
@@ -450,20 +319,18 @@ impl Link {
         if self.features & features::PROTOCOL_FEATURES == 0 {
             return Ok(());
         }
-        let deadline = watchdog
-            .arm(&self.stream, self.timeouts.change)
-            .map_err(LinkError::Watch)?;
-        let step = Step {
-            deadline: &deadline,
-            limit: self.timeouts.change,
-        };
+        let step = Step::begin(watchdog, &self.stream, self.timeouts.change)?;
         for index in [pair * 2, pair * 2 + 1] {
             if self.started.contains(&index) {
-                let enable = self.requests.0.set_vring_enable(usize::from(index), enabled);
-                step.check("SET_VRING_ENABLE", enable)?;
+                self.enable(&step, index, enabled)?;
             }
         }
         Ok(())
+    }
+
+    fn enable(&mut self, step: &Step, index: u16, enabled: bool) -> Result<(), LinkError> {
+        let answer = self.requests.0.set_vring_enable(usize::from(index), enabled);
+        step.check("SET_VRING_ENABLE", answer)
     }
 
     /// Has the back-end interrupt for a ring by another eventfd.
@@ -473,13 +340,7 @@ impl Link {
         index: u16,
         call: &EventFd,
     ) -> Result<(), LinkError> {
-        let deadline = watchdog
-            .arm(&self.stream, self.timeouts.change)
-            .map_err(LinkError::Watch)?;
-        let step = Step {
-            deadline: &deadline,
-            limit: self.timeouts.change,
-        };
+        let step = Step::begin(watchdog, &self.stream, self.timeouts.change)?;
         step.check(
             "SET_VRING_CALL",
             self.requests.0.set_vring_call(usize::from(index), call),
@@ -488,19 +349,12 @@ impl Link {
 
     /// Stops every ring: when it returns without error, the back-end uses no guest memory any more.
     pub(super) fn stop(&mut self, watchdog: &Watchdog) -> Result<(), LinkError> {
-        let deadline = watchdog
-            .arm(&self.stream, self.timeouts.change)
-            .map_err(LinkError::Watch)?;
-        let step = Step {
-            deadline: &deadline,
-            limit: self.timeouts.change,
-        };
+        let step = Step::begin(watchdog, &self.stream, self.timeouts.change)?;
         for index in std::mem::take(&mut self.started) {
             let stopped = self.plain(|frontend| frontend.get_vring_base(usize::from(index)));
             step.check("GET_VRING_BASE", stopped)?;
             if self.features & features::PROTOCOL_FEATURES != 0 {
-                let disable = self.requests.0.set_vring_enable(usize::from(index), false);
-                step.check("SET_VRING_ENABLE", disable)?;
+                self.enable(&step, index, false)?;
             }
         }
         Ok(())
@@ -539,7 +393,7 @@ fn region_info(region: &RamRegion) -> VhostUserMemoryRegionInfo {
 }
 
 /// The back-end's configuration space; a back-end that says it has none is taken at its word.
-fn read_config(frontend: &mut Frontend, step: &Step<'_>) -> Result<Option<NetConfig>, LinkError> {
+fn read_config(frontend: &mut Frontend, step: &Step) -> Result<Option<NetConfig>, LinkError> {
     let empty = [0; CONFIG_LEN];
     let size = u32::try_from(CONFIG_LEN).unwrap_or(u32::MAX);
     match frontend.get_config(0, size, VhostUserConfigFlags::empty(), &empty) {

@@ -2,6 +2,7 @@
 
 mod control;
 mod lifecycle;
+mod peers;
 mod reconnect;
 mod reference;
 mod script;

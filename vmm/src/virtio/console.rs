@@ -1,6 +1,6 @@
 //! The console device: named channels between guest programs and Unix sockets, and optionally a console.
 //!
-//! Each port has a socket on which this process listens; a client of the socket is what the guest sees as the other
+//! Each channel has a socket on which this process listens; a client of the socket is what the guest sees as the other
 //! end of the port. One client is served at a time, others wait in the backlog. The guest sees a port close when its
 //! client goes: reads end, writes wait or fail. The data of a client that came before is delivered first.
 //!
@@ -13,9 +13,10 @@
 //! keeps the port open.
 //!
 //! When the guest resets the device, as it does on reboot, clients of channels are disconnected: whoever they talked
-//! to is gone. The client of a console stays.
+//! to is gone. The console's other end, of which there is one for good, stays.
 
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::debug;
@@ -77,12 +78,13 @@ pub struct Console {
 }
 
 impl Console {
-    /// A device with a port for each of `channels`, and with the console of the guest on the socket `console`.
-    pub fn new(console: Option<&Path>, channels: &[Channel]) -> Result<Self, ConsoleError> {
+    /// A device with a port for each of `channels`, and with the console of the guest on the stream `console`, which must
+    /// not block.
+    pub fn new(console: Option<UnixStream>, channels: &[Channel]) -> Result<Self, ConsoleError> {
         if channels.len() >= MAX_PORTS {
             return Err(ConsoleError::TooMany(channels.len()));
         }
-        let mut endpoints = vec![console.map(Endpoint::console).transpose()?];
+        let mut endpoints = vec![console.map(Endpoint::console)];
         for (index, Channel { name, socket }) in channels.iter().enumerate() {
             let usable = (1..64).contains(&name.len())
                 && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');

@@ -26,7 +26,7 @@ pub(super) fn build(board: &Board) -> Sdt {
     ] {
         body.extend(part);
     }
-    super::definition_block(&body)
+    super::table(*b"DSDT", 2, &body)
 }
 
 fn aml(object: &dyn Aml) -> Vec<u8> {

@@ -81,6 +81,28 @@ fn serial_ends() {
 }
 
 #[test]
+fn numa_nodes() {
+    let node = numa("cpus=2-3,memory=256M,host-node=1").unwrap();
+    assert_eq!(
+        (node.cpus, node.ram.size, node.ram.host_node),
+        (2..=3, 256 << 20, Some(1))
+    );
+    assert_eq!(numa("cpus=7,memory=1G").unwrap().cpus, 7..=7);
+    for wrong in [
+        "",
+        "cpus=1",
+        "memory=1G",
+        "cpus=3-2,memory=1G",
+        "cpus=x,memory=1G",
+        "cpus=1,memory=1",
+        "cpus=1,memory=1G,host-node=a",
+        "cpus=1,memory=1G,distance=20",
+    ] {
+        assert!(numa(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
 fn disks_channels_and_names() {
     assert!(disk("path=/d,readonly=on").unwrap().readonly);
     assert!(disk("readonly=on").is_err());

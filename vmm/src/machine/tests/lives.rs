@@ -136,6 +136,39 @@ fn several_processors_and_memory_above_4_gib() {
 }
 
 #[test]
+fn nodes_that_do_not_add_up_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = |cpus, mib: u64| config::NodeConfig {
+        cpus,
+        ram: crate::memory::RamNode {
+            size: mib << 20,
+            host_node: None,
+        },
+    };
+    let check = |nodes: &[config::NodeConfig]| {
+        let config = VmConfig {
+            cpus: 4,
+            nodes: nodes.to_vec(),
+            ..config(folder.path(), &[])
+        };
+        config.check()
+    };
+    assert_eq!(check(&[node(0..=1, 16), node(2..=3, 16)]), Ok(()));
+    for (nodes, wrong) in [
+        ([node(0..=1, 16), node(2..=3, 8)], "sums"),
+        ([node(0..=1, 16), node(3..=3, 16)], "processor 2 is in no node"),
+        ([node(0..=1, 16), node(1..=3, 16)], "processor 1 is in two nodes"),
+        (
+            [node(0..=1, 16), node(2..=4, 16)],
+            "processor 4 is in a node but not",
+        ),
+    ] {
+        let error = check(&nodes).unwrap_err().to_string();
+        assert!(error.contains(wrong), "{error}");
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_refused_before_the_start() {
     let folder = tempfile::tempdir().unwrap();
     let image = bzimage(&halt());

@@ -1,6 +1,7 @@
 //! Negotiation, start, stop, and what the guest sees of them.
 
 use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,9 +16,9 @@ use super::script::{
     SET_VRING_KICK, Stage,
 };
 use super::{Guest, SOON, drive, link_up, options, patient, wait_for};
-use crate::memory::MemoryObserver;
+use crate::memory::{GuestRam, MemoryObserver, RamNode};
 use crate::vhost_user::{NicOptions, SocketMode, Timeouts, VhostUserNet, features};
-use crate::virtio::device::{ActiveQueue, VirtioDevice};
+use crate::virtio::device::{Activation, ActiveQueue, VirtioDevice};
 
 /// Makes a NIC while a well-behaved back-end comes up.
 fn connected(stage: &Stage, offer: Offer) -> (VhostUserNet, Backend) {
@@ -169,6 +170,30 @@ fn rings_are_handed_over_in_order_and_taken_back() {
         4,
         "stopped before it was left"
     );
+}
+
+#[test]
+fn every_node_of_the_guest_is_a_file_of_its_own_to_the_back_end() {
+    let stage = Stage::new();
+    let (mut nic, backend) = connected(&stage, Offer::default());
+    let node = RamNode {
+        size: 2 << 20,
+        host_node: None,
+    };
+    let ram = GuestRam::with_nodes(&[node, node], false).unwrap();
+    let features = nic.features() | features::VERSION_1;
+    assert!(nic.ack_features(features));
+    let activation = Activation {
+        mem: ram.clone(),
+        ..Guest::new(5).activation(features)
+    };
+    nic.activate(activation).unwrap();
+    let table = backend.wait_for(SET_MEM_TABLE);
+    let inode = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).unwrap().st_ino;
+    let told: Vec<_> = table.fds.iter().map(|fd| inode(fd.as_fd())).collect();
+    let ours: Vec<_> = ram.regions.iter().map(|region| inode(region.fd())).collect();
+    assert_eq!(told, ours);
+    assert_ne!(told[0], told[1]);
 }
 
 #[test]

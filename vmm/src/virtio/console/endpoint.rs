@@ -1,4 +1,4 @@
-//! The host's side of a port: a listening socket and at most one client.
+//! The host's side of a port: a listening socket and at most one client, or one client for good.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -15,23 +15,26 @@ use crate::listener::{Listener, SocketError};
 pub(super) struct Endpoint {
     /// The port's name; the console has none.
     pub(super) name: Option<String>,
-    pub(super) listener: Listener,
+    /// Where clients come from; the console's is there from the start.
+    pub(super) listener: Option<Listener>,
     pub(super) client: Option<UnixStream>,
 }
 
 impl Endpoint {
-    pub(super) fn console(socket: &Path) -> Result<Self, SocketError> {
-        Ok(Self {
+    /// The console, whose other end is `stream`, which does not block.
+    pub(super) fn console(stream: UnixStream) -> Self {
+        Self {
             name: None,
-            listener: Listener::bind(socket)?,
-            client: None,
-        })
+            listener: None,
+            client: Some(stream),
+        }
     }
 
     pub(super) fn channel(name: &str, socket: &Path) -> Result<Self, SocketError> {
         Ok(Self {
             name: Some(name.to_owned()),
-            ..Self::console(socket)?
+            listener: Some(Listener::bind(socket)?),
+            client: None,
         })
     }
 
@@ -41,7 +44,8 @@ impl Endpoint {
 
     /// Takes the next client, if one waits.
     pub(super) fn accept(&mut self) {
-        match self.listener.accept() {
+        let Some(listener) = &self.listener else { return };
+        match listener.accept() {
             Ok((client, _)) => {
                 // Without it a slow client would stop all ports, so there is no doing without.
                 self.client = client.set_nonblocking(true).is_ok().then_some(client);

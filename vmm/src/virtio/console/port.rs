@@ -199,7 +199,7 @@ impl<'a> Port<'a> {
             && self
                 .endpoint
                 .as_ref()
-                .is_some_and(|endpoint| endpoint.client.is_none())
+                .is_some_and(|endpoint| endpoint.client.is_none() && endpoint.listener.is_some())
     }
 
     fn can_deliver(&mut self) -> Result<bool, BrokenRing> {
@@ -308,11 +308,11 @@ impl<'a> Port<'a> {
         let Some(endpoint) = &self.endpoint else {
             return Ok(());
         };
-        if accepts != self.listening {
+        if let Some(listener) = endpoint.listener.as_ref().filter(|_| accepts != self.listening) {
             if accepts {
-                poller.add(&*endpoint.listener, self.tokens.listener, EventSet::IN)?;
+                poller.add(&**listener, self.tokens.listener, EventSet::IN)?;
             } else {
-                poller.remove(&*endpoint.listener)?;
+                poller.remove(&**listener)?;
             }
             self.listening = accepts;
         }

@@ -23,6 +23,7 @@ struct Driver {
     /// Where the control message came that was taken last.
     slot: u32,
     dir: TempDir,
+    console: UnixStream,
 }
 
 fn queue_memory(queue: u16) -> u64 {
@@ -43,16 +44,16 @@ fn channel(dir: &TempDir, name: &str) -> Channel {
 impl Driver {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let console = Console::new(
-            Some(&dir.path().join("console")),
-            &[channel(&dir, "one"), channel(&dir, "two")],
-        );
-        let guest = Guest::new(Box::new(console.unwrap()));
+        let (console, device_end) = UnixStream::pair().unwrap();
+        device_end.set_nonblocking(true).unwrap();
+        let device = Console::new(Some(device_end), &[channel(&dir, "one"), channel(&dir, "two")]);
+        let guest = Guest::new(Box::new(device.unwrap()));
         let mut driver = Self {
             guest,
             rings: Vec::new(),
             slot: 3,
             dir,
+            console,
         };
         driver.start(F_MULTIPORT);
         driver
@@ -139,6 +140,7 @@ impl Driver {
         }
         self.say(0, Event::PortReady, true);
         self.expect(0, Event::ConsolePort, true);
+        self.expect(0, Event::PortOpen, true);
         for (port, name) in [(1, "one"), (2, "two")] {
             self.say(port, Event::PortReady, true);
             assert_eq!(self.expect(port, Event::PortName, true), name);
@@ -337,35 +339,21 @@ fn a_reset_disconnects_channels_and_keeps_the_console() {
     driver.set_up_ports();
     let mut one = driver.client("one");
     driver.expect(1, Event::PortOpen, true);
-    let mut console = driver.client("console");
-    driver.expect(0, Event::PortOpen, true);
+    let mut console = driver.console.try_clone().unwrap();
     driver.start(F_MULTIPORT);
     assert_eq!(one.read(&mut [0]).unwrap(), 0);
-    driver.set_up_ports_after_reset();
+    driver.set_up_ports();
     driver.send(queues(0).1, b"login: ");
     let mut got = [0; 7];
     console.read_exact(&mut got).unwrap();
     assert_eq!(&got, b"login: ");
 }
 
-impl Driver {
-    /// As `set_up_ports`, with a client on the console.
-    fn set_up_ports_after_reset(&mut self) {
-        self.say(0, Event::DeviceReady, true);
-        for port in 0..3 {
-            self.expect(port, Event::DeviceAdd, true);
-        }
-        self.say(0, Event::PortReady, true);
-        self.expect(0, Event::ConsolePort, true);
-        self.expect(0, Event::PortOpen, true);
-    }
-}
-
 #[test]
 fn a_driver_without_multiport_has_the_console() {
     let mut driver = Driver::new();
     driver.start(0);
-    let mut client = driver.client("console");
+    let mut client = driver.console.try_clone().unwrap();
     driver.give(0, 0);
     client.write_all(b"root\n").unwrap();
     assert_eq!(driver.take(0), b"root\n");
@@ -420,7 +408,7 @@ fn with_event_idx_a_driver_that_kicks_only_when_asked_loses_nothing() {
     const EVENT_IDX: u64 = 1 << 29;
     let mut driver = Driver::new();
     driver.start(F_MULTIPORT | EVENT_IDX);
-    let mut client = UnixStream::connect(driver.dir.path().join("console")).unwrap();
+    let mut client = driver.console.try_clone().unwrap();
     driver.say(0, Event::DeviceReady, true);
     driver.say(0, Event::PortReady, true);
     driver.say(0, Event::PortOpen, true);

@@ -143,6 +143,8 @@ fn nothing_happens_while_the_vm_is_held_or_the_function_is_no_bus_master() {
         // Once while its driver runs it, and once with a driver that comes in between.
         for _ in 0..2 {
             switch(&mut guest, false);
+            // Of what came before.
+            guest.platform.was_raised(0);
             ring.give_buffer(BUFFERS, 64, WRITE);
             guest.kick(0);
             elsewhere();
