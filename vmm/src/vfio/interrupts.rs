@@ -33,6 +33,8 @@ const COMMAND_PIN_DISABLED: u16 = 1 << 10;
 #[derive(Debug)]
 struct Line {
     event: EventFd,
+    /// VFIO listens to it for as long as it is open here.
+    _served: EventFd,
     gsi: u32,
 }
 
@@ -171,7 +173,11 @@ impl Interrupts {
                 self.platform.disconnect_line(&event, gsi)?;
                 return Err(error.into());
             }
-            Ok(Line { event, gsi })
+            Ok(Line {
+                event,
+                _served: served,
+                gsi,
+            })
         };
         match connect() {
             Ok(line) => self.line = Some(line),

@@ -1,0 +1,311 @@
+//! Devices of the host in a guest, through VFIO: in the emulated host, which has an SR-IOV NIC, other NICs and a drive behind an
+//! IOMMU, with our own `vmm`.
+
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use netyard_tests::bin;
+use netyard_tests::deadline::wait_for;
+use netyard_tests::lab::{Lab, Place, Yard};
+
+/// The host's end of the wire that all NICs but the pair are on, and the guest's.
+const HOST: &str = "10.9.0.1";
+const GUEST: &str = "10.9.0.2/24";
+/// What answers on the wire besides.
+const GATEWAY: &str = "10.0.2.2";
+
+const NIC: &str = "0000:01:00.0";
+const VF: &str = "0000:01:10.0";
+const VF_MAC: &str = "02:00:00:00:00:a1";
+const E1000E: &str = "0000:02:00.0";
+const DRIVE: &str = "0000:03:00.0";
+/// A device of two functions in one IOMMU group.
+const PAIR: [&str; 2] = ["0000:04:00.0", "0000:04:00.1"];
+
+const REBOOTS: u32 = 10;
+const PATIENCE: Duration = Duration::from_mins(4);
+
+/// A lab with one node, and the host that it is in.
+struct Rig<'a> {
+    lab: Lab<'a>,
+}
+
+impl Rig<'_> {
+    /// A command in a shell on the host, whatever comes of it.
+    fn try_host(&self, script: &str) -> Output {
+        bin::finish(&mut self.lab.on_host(&["sh", "-c", script]))
+    }
+
+    fn host(&self, script: &str) -> String {
+        bin::succeed(&mut self.lab.on_host(&["sh", "-c", script]))
+    }
+
+    fn host_until(&self, script: &str) {
+        wait_for(script, PATIENCE, || self.try_host(script).status.success().then_some(()));
+    }
+
+    fn guest(&self, script: &str) -> String {
+        self.lab.run("a", &["sh", "-c", script])
+    }
+
+    fn guest_until(&self, script: &str) -> String {
+        self.lab.run_until("a", &["sh", "-c", script])
+    }
+
+    fn api(&self) -> String {
+        format!("/run/netyard/labs/{}/nodes/a/api.sock", self.lab.name())
+    }
+
+    fn device(&self, words: &[&str]) -> Command {
+        let api = self.api();
+        let argv = [&["vmm", "device", "--api-socket", &api], words].concat();
+        self.lab.on_host(&argv)
+    }
+
+    fn plug(&self, device: &str) {
+        bin::succeed(&mut self.device(&["add", device]));
+    }
+
+    fn unplug(&self, device: &str) {
+        bin::succeed(&mut self.device(&["del", device]));
+    }
+
+    fn devices(&self) -> String {
+        bin::succeed(&mut self.device(&["list"]))
+    }
+
+    /// Gives a device to vfio-pci.
+    fn bind(&self, device: &str) {
+        self.host(&format!(
+            "modprobe vfio-pci; cd /sys/bus/pci/devices/{device}; echo vfio-pci > driver_override; \
+             [ ! -e driver ] || echo {device} > driver/unbind; echo {device} > /sys/bus/pci/drivers_probe"
+        ));
+    }
+
+    /// Gives a device back to the host's own driver.
+    fn release(&self, device: &str) {
+        self.host(&format!(
+            "cd /sys/bus/pci/devices/{device}; echo > driver_override; [ ! -e driver ] || echo {device} > driver/unbind; \
+             echo {device} > /sys/bus/pci/drivers_probe; [ -e driver ]"
+        ));
+    }
+
+    /// Kibibytes that the VMM's devices keep in place.
+    fn pinned(&self) -> u64 {
+        let text = self.host("sed -n 's/^VmLck:[^0-9]*\\([0-9]*\\) kB/\\1/p' /proc/$(pidof vmm)/status");
+        text.trim().parse().expect("a number of kibibytes")
+    }
+
+    /// The guest's driver has a NIC with this driver, and it reaches `peer`.
+    fn guest_pings(&self, load: &str, driver: &str, address: &str, peer: &str) {
+        self.guest(load);
+        let nic = format!(
+            "nic=$(for n in /sys/class/net/*; do [ $(basename $(readlink $n/device/driver)) = {driver} ] && basename $n; done \
+             2>/dev/null | head -1)"
+        );
+        self.guest_until(&format!(
+            "{nic}; ip link set $nic up && ip address replace {address} dev $nic && ping -c 2 -W 5 {peer}"
+        ));
+    }
+
+    /// How many interrupts of a kind each CPU of the guest has had from NICs and drives of a name.
+    fn interrupts(&self, kind: &str, name: &str) -> Vec<Vec<u64>> {
+        let text = self.guest(&format!("grep -i '{kind}.*{name}' /proc/interrupts"));
+        let counts = |line: &str| {
+            let words = line.split_whitespace().skip(1);
+            words.map_while(|word| word.parse().ok()).collect()
+        };
+        text.lines().map(counts).collect()
+    }
+
+    fn virtual_function(&self) {
+        self.host(&format!(
+            "modprobe igb; cd /sys/bus/pci/devices/{NIC}; nic=$(ls net); ip link set $nic up; \
+             ip address replace {HOST}/24 dev $nic; echo 1 > sriov_numvfs; ip link set $nic vf 0 mac {VF_MAC}"
+        ));
+        self.bind(VF);
+    }
+
+    fn vf_works(&self) {
+        self.guest_pings("modprobe igbvf", "igbvf", GUEST, HOST);
+    }
+}
+
+#[test]
+fn e2e_vfio_devices_come_work_and_go() {
+    let yard = Yard::new(Place::Emulated);
+    let path = yard.dir().join("pass.lab.yaml");
+    let text = "name: pass\nswitches: {lan: }\nnodes:\n  a: {image: debian-hardware, cpus: 2, memory: 256M, \
+                nics: [{switch: lan, ip: 10.0.0.1/24}]}\n";
+    std::fs::write(&path, text).unwrap();
+    let rig = Rig { lab: yard.up(&path) };
+
+    a_vf_is_plugged_and_survives_reboots(&rig);
+    traffic_does_not_keep_a_vf(&rig);
+    the_host_takes_a_vf_back(&rig);
+    a_drive_is_written(&rig);
+    a_nic_interrupts_in_every_way(&rig);
+    a_whole_nic_interrupts_every_cpu(&rig);
+    a_device_of_two_functions(&rig);
+    refusals(&rig);
+    a_killed_vmm_leaves_a_device_that_works(&rig);
+}
+
+fn a_vf_is_plugged_and_survives_reboots(rig: &Rig<'_>) {
+    rig.virtual_function();
+    assert_eq!(rig.pinned(), 0);
+    rig.plug(VF);
+    // Guest RAM, and nothing else, is what a device can reach.
+    assert_eq!(rig.pinned(), 256 << 10);
+    rig.guest_until("ls /sys/bus/pci/devices/0000:00:10.0");
+    rig.vf_works();
+    assert_eq!(rig.guest("cat /sys/bus/pci/devices/0000:00:10.0/net/*/address").trim(), VF_MAC);
+    assert!(rig.devices().contains(&format!("{VF}  at 0000:00:10.0 in the guest  working")));
+    let twice = bin::finish(&mut rig.device(&["add", VF]));
+    assert!(!twice.status.success(), "{twice:?}");
+    let id = "cat /proc/sys/kernel/random/boot_id";
+    for _ in 0..REBOOTS {
+        let before = rig.guest(id);
+        bin::succeed(&mut rig.lab.on_host(&["vmm", "ctl", "--api-socket", &rig.api(), "reset"]));
+        rig.guest_until(&format!("[ $({id}) != {} ]", before.trim()));
+        rig.vf_works();
+    }
+    assert_eq!(rig.pinned(), 256 << 10);
+}
+
+fn traffic_does_not_keep_a_vf(rig: &Rig<'_>) {
+    for _ in 0..2 {
+        let traffic = rig.lab.start("a", &["ping", "-f", "-w", "600", HOST]);
+        rig.unplug(VF);
+        drop(traffic);
+        assert_eq!((rig.pinned(), rig.devices().as_str()), (0, ""));
+        rig.guest("! ls /sys/bus/pci/devices/0000:00:10.0");
+        rig.plug(VF);
+        rig.vf_works();
+    }
+}
+
+fn the_host_takes_a_vf_back(rig: &Rig<'_>) {
+    let traffic = rig.lab.start("a", &["ping", "-f", "-w", "600", HOST]);
+    rig.host(&format!("echo 0 > /sys/bus/pci/devices/{NIC}/sriov_numvfs"));
+    drop(traffic);
+    assert_eq!((rig.pinned(), rig.devices().as_str()), (0, ""));
+    rig.guest("true");
+}
+
+fn a_drive_is_written(rig: &Rig<'_>) {
+    rig.bind(DRIVE);
+    rig.plug(DRIVE);
+    let written = rig.guest(
+        "modprobe nvme; until [ -b /dev/nvme0n1 ]; do sleep 0.2; done; dd if=/dev/urandom of=/tmp/x bs=64k count=32 2>/dev/null; \
+         dd if=/tmp/x of=/dev/nvme0n1 bs=64k oflag=direct 2>/dev/null; \
+         dd if=/dev/nvme0n1 bs=64k count=32 iflag=direct 2>/dev/null | cmp - /tmp/x && sha256sum < /tmp/x",
+    );
+    rig.unplug(DRIVE);
+    rig.host("modprobe nvme");
+    rig.release(DRIVE);
+    rig.host_until("[ -b /dev/nvme0n1 ]");
+    let read = rig.host("dd if=/dev/nvme0n1 bs=64k count=32 2>/dev/null | sha256sum");
+    assert_eq!(read, written);
+}
+
+fn a_nic_interrupts_in_every_way(rig: &Rig<'_>) {
+    rig.bind(E1000E);
+    rig.plug(E1000E);
+    for (mode, kind) in [(0, "IO-APIC"), (1, "PCI-MSI"), (2, "PCI-MSI")] {
+        let load = format!("rmmod e1000e 2>/dev/null; modprobe e1000e IntMode={mode}");
+        rig.guest_pings(&load, "e1000e", "10.0.2.15/24", GATEWAY);
+        let counts = rig.interrupts(kind, "eth1");
+        assert!(counts.iter().flatten().sum::<u64>() > 2, "mode {mode}: {counts:?}");
+        assert_eq!(counts.len(), if mode == 2 { 3 } else { 1 }, "mode {mode}: {counts:?}");
+    }
+    rig.unplug(E1000E);
+    rig.host("modprobe e1000e");
+    rig.release(E1000E);
+}
+
+fn a_whole_nic_interrupts_every_cpu(rig: &Rig<'_>) {
+    rig.bind(NIC);
+    rig.plug(NIC);
+    rig.guest_pings("modprobe igb", "igb", "10.0.2.15/24", GATEWAY);
+    let counts = rig.interrupts("PCI-MSI", "eth1");
+    assert!(counts.len() > 2, "{counts:?}");
+    // Each vector is moved to each CPU and fires there.
+    for cpu in 0..2 {
+        rig.guest(&format!(
+            "for irq in $(sed -n 's/^ *\\([0-9]*\\):.*eth1.*/\\1/p' /proc/interrupts); do \
+             echo {cpu} > /proc/irq/$irq/smp_affinity_list; done; ping -c 3 -W 5 {GATEWAY}"
+        ));
+    }
+    let counts = rig.interrupts("PCI-MSI", "eth1");
+    for cpu in 0..2 {
+        assert!(counts.iter().map(|vector| vector[cpu]).sum::<u64>() > 0, "{counts:?}");
+    }
+    rig.unplug(NIC);
+    rig.release(NIC);
+}
+
+fn a_device_of_two_functions(rig: &Rig<'_>) {
+    rig.bind(PAIR[0]);
+    // The other one still has the host's driver.
+    rig.host(&format!(
+        "modprobe e1000e; [ -e /sys/bus/pci/devices/{}/driver ]",
+        PAIR[1]
+    ));
+    let refused = bin::finish(&mut rig.device(&["add", PAIR[0]]));
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(text.contains("group"), "{text}");
+    rig.bind(PAIR[1]);
+    for function in PAIR {
+        rig.plug(function);
+    }
+    // They are wired to each other.
+    rig.guest("modprobe e1000e");
+    rig.guest_until(
+        "set -- $(for n in /sys/class/net/*; do [ -e $n/device/driver/module ] && \
+         [ $(basename $(readlink $n/device/driver)) = e1000e ] && basename $n; done); [ $# = 2 ] && ip link set $1 up && \
+         ip link set $2 up && before=$(cat /sys/class/net/$2/statistics/rx_packets) && \
+         ip address replace 10.8.0.1/24 dev $1 && ! ping -c 3 -W 1 10.8.0.2 && \
+         [ $(cat /sys/class/net/$2/statistics/rx_packets) -gt $before ]",
+    );
+    for function in PAIR {
+        rig.unplug(function);
+    }
+    assert_eq!(rig.pinned(), 0);
+}
+
+fn refusals(rig: &Rig<'_>) {
+    let refused = |words: &[&str], what: &str| {
+        let output = bin::finish(&mut rig.device(words));
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && text.contains(what), "{words:?}: {text}");
+    };
+    refused(&["add", "0000:01:1f.7"], "there is none");
+    refused(&["add", NIC], "sriov bind");
+    refused(&["del", NIC], "has no device");
+    // Less memory may be locked than the guest has.
+    let image = rig.host("tr '\\0' '\\n' < /proc/$(pidof vmm)/cmdline | grep -A1 -x -e --kernel | tail -1");
+    let output = rig.try_host(&format!(
+        "ulimit -l 65536; setpriv --bounding-set -ipc_lock --inh-caps -ipc_lock {} run --kernel {} --memory 256M --serial off \
+         --device {}",
+        bin::path("vmm").display(),
+        image.trim(),
+        PAIR[0]
+    ));
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(text.contains("may lock 67108864 bytes") && text.contains("ulimit -l"), "{text}");
+}
+
+fn a_killed_vmm_leaves_a_device_that_works(rig: &Rig<'_>) {
+    rig.virtual_function();
+    rig.plug(VF);
+    rig.vf_works();
+    rig.host("kill -9 $(pidof vmm); while pidof vmm; do sleep 0.1; done");
+    rig.host("modprobe igbvf");
+    rig.release(VF);
+    rig.host_until(&format!(
+        "vf=$(ls /sys/bus/pci/devices/{VF}/net) && ip link set $vf up && ip address replace 10.0.2.16/24 dev $vf && \
+         ping -c 2 -W 5 -I $vf {GATEWAY}"
+    ));
+}
