@@ -41,7 +41,9 @@ impl Rig<'_> {
     }
 
     fn host_until(&self, script: &str) {
-        wait_for(script, PATIENCE, || self.try_host(script).status.success().then_some(()));
+        wait_for(script, PATIENCE, || {
+            self.try_host(script).status.success().then_some(())
+        });
     }
 
     fn guest(&self, script: &str) -> String {
@@ -159,14 +161,25 @@ fn a_vf_is_plugged_and_survives_reboots(rig: &Rig<'_>) {
     assert_eq!(rig.pinned(), 256 << 10);
     rig.guest_until("ls /sys/bus/pci/devices/0000:00:10.0");
     rig.vf_works();
-    assert_eq!(rig.guest("cat /sys/bus/pci/devices/0000:00:10.0/net/*/address").trim(), VF_MAC);
-    assert!(rig.devices().contains(&format!("{VF}  at 0000:00:10.0 in the guest  working")));
+    assert_eq!(
+        rig.guest("cat /sys/bus/pci/devices/0000:00:10.0/net/*/address")
+            .trim(),
+        VF_MAC
+    );
+    assert!(
+        rig.devices()
+            .contains(&format!("{VF}  at 0000:00:10.0 in the guest  working"))
+    );
     let twice = bin::finish(&mut rig.device(&["add", VF]));
     assert!(!twice.status.success(), "{twice:?}");
     let id = "cat /proc/sys/kernel/random/boot_id";
     for _ in 0..REBOOTS {
         let before = rig.guest(id);
-        bin::succeed(&mut rig.lab.on_host(&["vmm", "ctl", "--api-socket", &rig.api(), "reset"]));
+        bin::succeed(
+            &mut rig
+                .lab
+                .on_host(&["vmm", "ctl", "--api-socket", &rig.api(), "reset"]),
+        );
         rig.guest_until(&format!("[ $({id}) != {} ]", before.trim()));
         rig.vf_works();
     }
@@ -216,8 +229,15 @@ fn a_nic_interrupts_in_every_way(rig: &Rig<'_>) {
         let load = format!("rmmod e1000e 2>/dev/null; modprobe e1000e IntMode={mode}");
         rig.guest_pings(&load, "e1000e", "10.0.2.15/24", GATEWAY);
         let counts = rig.interrupts(kind, "eth1");
-        assert!(counts.iter().flatten().sum::<u64>() > 2, "mode {mode}: {counts:?}");
-        assert_eq!(counts.len(), if mode == 2 { 3 } else { 1 }, "mode {mode}: {counts:?}");
+        assert!(
+            counts.iter().flatten().sum::<u64>() > 2,
+            "mode {mode}: {counts:?}"
+        );
+        assert_eq!(
+            counts.len(),
+            if mode == 2 { 3 } else { 1 },
+            "mode {mode}: {counts:?}"
+        );
     }
     rig.unplug(E1000E);
     rig.host("modprobe e1000e");
@@ -239,7 +259,10 @@ fn a_whole_nic_interrupts_every_cpu(rig: &Rig<'_>) {
     }
     let counts = rig.interrupts("PCI-MSI", "eth1");
     for cpu in 0..2 {
-        assert!(counts.iter().map(|vector| vector[cpu]).sum::<u64>() > 0, "{counts:?}");
+        assert!(
+            counts.iter().map(|vector| vector[cpu]).sum::<u64>() > 0,
+            "{counts:?}"
+        );
     }
     rig.unplug(NIC);
     rig.release(NIC);
@@ -278,7 +301,10 @@ fn refusals(rig: &Rig<'_>) {
     let refused = |words: &[&str], what: &str| {
         let output = bin::finish(&mut rig.device(words));
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success() && text.contains(what), "{words:?}: {text}");
+        assert!(
+            !output.status.success() && text.contains(what),
+            "{words:?}: {text}"
+        );
     };
     refused(&["add", "0000:01:1f.7"], "there is none");
     refused(&["add", NIC], "sriov bind");
@@ -294,7 +320,10 @@ fn refusals(rig: &Rig<'_>) {
     ));
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(3), "{text}");
-    assert!(text.contains("may lock 67108864 bytes") && text.contains("ulimit -l"), "{text}");
+    assert!(
+        text.contains("may lock 67108864 bytes") && text.contains("ulimit -l"),
+        "{text}"
+    );
 }
 
 fn a_killed_vmm_leaves_a_device_that_works(rig: &Rig<'_>) {

@@ -1,7 +1,7 @@
 //! The interrupts of a device: the guest's wishes on one side, VFIO's eventfds on the other.
 //!
 //! ```text
-//!                      ┌─ MSI-X enabled ──► Msix: vectors armed when first unmasked
+//!                      ┌─ MSI-X enabled ──► Msix: each vector armed when first unmasked
 //!   guest's registers ─┼─ MSI enabled ────► Msi
 //!                      ├─ pin not disabled ► Intx: masked by the kernel at each interrupt, until the guest has served it
 //!                      └─ none of them ───► nothing
@@ -89,7 +89,7 @@ impl Interrupts {
             msix.write_table(offset, data);
         }
         if self.active == Some(Irq::Msix) {
-            self.arm_vectors();
+            self.arm_vectors(0);
         }
     }
 
@@ -111,11 +111,13 @@ impl Interrupts {
         if wanted != self.active {
             self.take_down();
             self.active = wanted;
-            match wanted {
-                Some(Irq::Intx) => self.connect_pin(),
-                Some(Irq::Msix) => self.arm_vectors(),
-                _ => {}
+            if wanted == Some(Irq::Intx) {
+                self.connect_pin();
             }
+        }
+        if wanted == Some(Irq::Msix) {
+            let prepared = self.msix.as_ref().map_or(0, Msix::programmed);
+            self.arm_vectors(prepared);
         }
         if wanted == Some(Irq::Msi)
             && let Some(msi) = &mut self.msi
@@ -196,43 +198,44 @@ impl Interrupts {
         disabled
     }
 
-    /// Has the vectors that are delivered for the first time signal their eventfds.
-    fn arm_vectors(&mut self) {
+    /// Has the vectors that are delivered for the first time signal their eventfds, and the device know that MSI-X is on even
+    /// where none is. The host sets aside what is needed, and `prepared` vectors at least unless it can add more later.
+    fn arm_vectors(&mut self, prepared: u16) {
         let Some(msix) = &self.msix else { return };
         let new: Vec<u16> = (0..msix.len())
             .filter(|vector| msix.is_live(*vector) && !self.armed[usize::from(*vector)])
             .collect();
-        let Some(&last) = new.last() else { return };
-        let grows = last >= self.reserved;
-        let result = if self.reserved > 0 && (!grows || self.device.can_add_vectors(Irq::Msix)) {
+        let needed = new.last().map_or(1, |last| last + 1);
+        let can_add = self.device.can_add_vectors(Irq::Msix);
+        let unused = !self.armed.contains(&true);
+        let too_few = !can_add && (needed > self.reserved || unused && prepared > self.reserved);
+        let result = if self.reserved == 0 || too_few {
+            let count = if can_add { needed } else { needed.max(prepared) };
+            self.arm_all(&new, count.max(self.reserved))
+        } else {
             new.iter().try_for_each(|vector| {
                 let event = msix.eventfd(*vector);
                 self.device
                     .set_triggers(Irq::Msix, u32::from(*vector), &[event.as_ref()])?;
                 self.armed[usize::from(*vector)] = true;
+                self.reserved = self.reserved.max(vector + 1);
                 Ok(())
             })
-        } else {
-            self.arm_all(&new)
         };
-        match result {
-            Ok(()) => self.reserved = self.reserved.max(last + 1),
-            Err(error) => warn!(%error, "MSI-X vectors of a device are not delivered"),
+        if let Err(error) = result {
+            warn!(%error, "MSI-X vectors of a device are not delivered");
         }
     }
 
-    /// Sets all vectors at once, with room for those that the driver has prepared: a host that cannot add vectors would have
-    /// to take all down for each of them.
-    fn arm_all(&mut self, new: &[u16]) -> std::io::Result<()> {
+    /// Sets `count` vectors at once.
+    fn arm_all(&mut self, new: &[u16], count: u16) -> std::io::Result<()> {
         let Some(msix) = &self.msix else { return Ok(()) };
-        let before = self.reserved;
-        if before > 0 {
+        let again = self.reserved > 0;
+        if again {
             self.device.disable(Irq::Msix)?;
             self.reserved = 0;
         }
-        let needed = new.last().map_or(0, |last| last + 1);
-        let count = msix.programmed().max(needed).max(before);
-        let mut armed = self.armed.clone();
+        let mut armed = std::mem::replace(&mut self.armed, vec![false; msix.len().into()]);
         for vector in new {
             armed[usize::from(*vector)] = true;
         }
@@ -240,12 +243,8 @@ impl Interrupts {
             .map(|vector| armed[usize::from(vector)].then(|| msix.eventfd(vector)).flatten())
             .collect();
         let events: Vec<Option<&EventFd>> = events.iter().map(Option::as_ref).collect();
-        let set = self.device.set_triggers(Irq::Msix, 0, &events);
-        if set.is_err() {
-            self.armed.fill(false);
-            return set;
-        }
-        if before > 0 {
+        self.device.set_triggers(Irq::Msix, 0, &events)?;
+        if again {
             // What the device raised in between went nowhere; a driver bears an interrupt too many, but not one too few.
             for event in events.iter().flatten() {
                 let _ = event.write(1);

@@ -75,8 +75,9 @@ fn vectors_are_armed_when_they_are_first_used_with_room_for_those_prepared() {
         rig.interrupts
             .write_table(vector * 16, &0xfee0_0000u64.to_le_bytes());
     }
-    assert_eq!(rig.write(MSIX, &ENABLED), []);
-    assert_eq!(rig.unmask(1), [triggers(0, &[1], 3)]);
+    // The device is told at once: some prepare for their interrupts only when they find MSI-X on.
+    assert_eq!(rig.write(MSIX, &ENABLED), [triggers(0, &[], 3)]);
+    assert_eq!(rig.unmask(1), [triggers(1, &[0], 1)]);
     assert_eq!(rig.unmask(0), [triggers(0, &[0], 1)]);
     // Masking takes nothing down, and unmasking again sets nothing up.
     rig.interrupts.write_table(12, &[1, 0, 0, 0]);
@@ -89,7 +90,7 @@ fn vectors_are_armed_when_they_are_first_used_with_room_for_those_prepared() {
 fn a_host_that_cannot_add_vectors_sets_all_of_them_again_and_loses_none() {
     let mut rig = Rig::new(igb());
     rig.write(COMMAND, &[6, 4]);
-    rig.write(MSIX, &ENABLED);
+    assert_eq!(rig.write(MSIX, &ENABLED), [triggers(0, &[], 1)]);
     assert_eq!(rig.unmask(0), [triggers(0, &[0], 1)]);
     rig.platform.take();
     assert_eq!(
@@ -137,7 +138,10 @@ fn one_kind_is_taken_down_before_the_next_and_all_by_a_reset() {
     let mut rig = Rig::new(igb());
     rig.write(COMMAND, &[6, 0]);
     rig.write(MSI, &[1]);
-    assert_eq!(rig.write(MSIX, &ENABLED), [Asked::Disable(Irq::Msi)]);
+    assert_eq!(
+        rig.write(MSIX, &ENABLED),
+        [Asked::Disable(Irq::Msi), triggers(0, &[], 1)]
+    );
     rig.unmask(0);
     let power_on = Registers::read(&igb()).unwrap().power_on().clone();
     rig.interrupts.reset(&power_on);
@@ -149,4 +153,21 @@ fn one_kind_is_taken_down_before_the_next_and_all_by_a_reset() {
             Asked::Unmask
         ]
     );
+}
+
+#[test]
+fn what_is_prepared_while_the_function_is_masked_has_room_before_any_is_used() {
+    let mut rig = Rig::new(igb());
+    rig.write(COMMAND, &[6, 4]);
+    assert_eq!(rig.write(MSIX, &[9, 0xc0]), [triggers(0, &[], 1)]);
+    for vector in 0..4u64 {
+        rig.interrupts
+            .write_table(vector * 16, &0xfee0_0000u64.to_le_bytes());
+    }
+    assert_eq!(rig.device.take(), []);
+    assert_eq!(
+        rig.write(MSIX, &ENABLED),
+        [Asked::Disable(Irq::Msix), triggers(0, &[], 4)]
+    );
+    assert_eq!(rig.unmask(3), [triggers(3, &[0], 1)]);
 }
