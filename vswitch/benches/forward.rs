@@ -6,6 +6,8 @@
 
 #[path = "../tests/support/net.rs"]
 mod net;
+#[path = "support/worker_time.rs"]
+mod worker_time;
 
 use std::time::{Duration, Instant};
 
@@ -15,6 +17,7 @@ use netyard_testkit::guest::Guest;
 use virtio::features as f;
 use virtio::net::HEADER_LEN;
 use vswitch::config::{BridgeSettings, PollMode};
+use worker_time::worker_time;
 
 /// Frames handed over at a time.
 const BURST: usize = 64;
@@ -142,25 +145,6 @@ fn pump(from: &mut Guest, to: &mut Guest, frame_len: usize, time: Duration) -> D
             return start.elapsed();
         }
     }
-}
-
-/// CPU time of the switch's workers so far.
-fn worker_time() -> Duration {
-    let tasks = std::fs::read_dir("/proc/self/task").expect("/proc is mounted");
-    tasks
-        .flatten()
-        .filter(|task| {
-            std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.starts_with("worker-"))
-        })
-        .filter_map(|task| {
-            let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
-            text.split_whitespace()
-                .next()?
-                .parse()
-                .ok()
-                .map(Duration::from_nanos)
-        })
-        .sum()
 }
 
 /// Writes the same frame into every transmit slot.

@@ -27,6 +27,11 @@ const SWEEP_MIN: Duration = Duration::from_secs(1);
 /// The longest time between two sweeps of aged addresses.
 const SWEEP_MAX: Duration = Duration::from_secs(30);
 
+/// Time between two looks at the load of the workers while they have some.
+const BALANCE_BUSY: Duration = Duration::from_secs(1);
+/// Time between two looks while nearly nothing happens.
+const BALANCE_IDLE: Duration = Duration::from_secs(10);
+
 /// The daemon could not be started or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
@@ -145,6 +150,7 @@ async fn serve(dir: &BridgeDir, switch: &Arc<Switch>) -> Result<Shutdown, Daemon
         shutdown: shutdown.clone(),
     });
     let sweeper = tokio::spawn(sweep(Arc::clone(switch)));
+    let balancer = tokio::spawn(balance(Arc::clone(switch)));
     tracing::info!(
         bridge = dir.name(),
         pid = std::process::id(),
@@ -166,6 +172,7 @@ async fn serve(dir: &BridgeDir, switch: &Arc<Switch>) -> Result<Shutdown, Daemon
         tracing::warn!("the API ended with an error: {error}");
     }
     sweeper.abort();
+    balancer.abort();
     Ok(end)
 }
 
@@ -207,6 +214,19 @@ fn replace_stale_socket(path: &std::path::Path) -> Result<(), DaemonError> {
 fn remove_socket(dir: &BridgeDir) {
     if let Err(error) = fs::remove_file(dir.api_socket()) {
         tracing::debug!("the API's socket could not be removed: {error}");
+    }
+}
+
+/// Evens out the load of the workers, where there are several. Looks rarely while there is none.
+async fn balance(switch: Arc<Switch>) {
+    let mut period = BALANCE_IDLE;
+    while switch.view().workers > 1 {
+        tokio::time::sleep(period).await;
+        period = if switch.balance() {
+            BALANCE_BUSY
+        } else {
+            BALANCE_IDLE
+        };
     }
 }
 

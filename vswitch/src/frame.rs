@@ -24,8 +24,6 @@ pub struct Frame {
     pub destination: MacAddr,
     /// Source address.
     pub source: MacAddr,
-    /// The same for every frame of a conversation, in both directions.
-    pub flow: u32,
 }
 
 impl Frame {
@@ -33,17 +31,24 @@ impl Frame {
     #[inline]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let header: &[u8; ETHERNET_LEN] = bytes.first_chunk()?;
-        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1] = *header;
-        let destination = MacAddr::new([d0, d1, d2, d3, d4, d5]);
-        let source = MacAddr::new([s0, s1, s2, s3, s4, s5]);
-        let ethertype = u16::from_be_bytes([t0, t1]);
-        let flow = flow_of(ethertype, &bytes[ETHERNET_LEN..])
-            .unwrap_or_else(|| fold(destination.to_bits() ^ source.to_bits()));
+        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, _, _] = *header;
         Some(Self {
-            destination,
-            source,
-            flow,
+            destination: MacAddr::new([d0, d1, d2, d3, d4, d5]),
+            source: MacAddr::new([s0, s1, s2, s3, s4, s5]),
         })
+    }
+
+    /// A number that is the same for every frame of a conversation, in both directions, from the bytes that the
+    /// frame was parsed from. Worth computing only where there are queue pairs to choose from.
+    #[inline]
+    pub fn flow(&self, bytes: &[u8]) -> u32 {
+        bytes
+            .split_at_checked(ETHERNET_LEN)
+            .and_then(|(header, rest)| {
+                let [.., t0, t1] = *header else { return None };
+                flow_of(u16::from_be_bytes([t0, t1]), rest)
+            })
+            .unwrap_or_else(|| fold(self.destination.to_bits() ^ self.source.to_bits()))
     }
 }
 
@@ -155,10 +160,14 @@ mod tests {
         assert_eq!(Frame::parse(&[0; 13]), None);
     }
 
+    fn flow_of_frame(bytes: &[u8]) -> u32 {
+        Frame::parse(bytes).unwrap().flow(bytes)
+    }
+
     #[test]
     fn both_directions_are_one_flow_and_other_ports_another() {
         for tags in 0..=2 {
-            let flow = |a, b, ports| Frame::parse(&ipv4_frame(a, b, ports, tags)).unwrap().flow;
+            let flow = |a, b, ports| flow_of_frame(&ipv4_frame(a, b, ports, tags));
             let there = flow([10, 0, 0, 1], [10, 0, 0, 2], [40_000, 5201]);
             assert_eq!(there, flow([10, 0, 0, 2], [10, 0, 0, 1], [5201, 40_000]));
             assert_ne!(there, flow([10, 0, 0, 1], [10, 0, 0, 2], [40_001, 5201]));
@@ -171,16 +180,15 @@ mod tests {
         first[20] = 0x20;
         let mut second = ipv4_frame([10, 0, 0, 1], [10, 0, 0, 2], [77, 99], 0);
         second[21] = 185;
-        assert_eq!(
-            Frame::parse(&first).unwrap().flow,
-            Frame::parse(&second).unwrap().flow
-        );
+        assert_eq!(flow_of_frame(&first), flow_of_frame(&second));
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_parsed_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..SNAPSHOT_LEN)) {
-            prop_assert_eq!(Frame::parse(&bytes).is_some(), bytes.len() >= ETHERNET_LEN);
+            let frame = Frame::parse(&bytes);
+            prop_assert_eq!(frame.is_some(), bytes.len() >= ETHERNET_LEN);
+            frame.map(|frame| frame.flow(&bytes));
         }
 
         #[test]
@@ -188,7 +196,9 @@ mod tests {
             let mut frame = vec![2; 12];
             frame.extend([ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, ETHERTYPE_QINQ][kind].to_be_bytes());
             frame.extend(rest);
-            prop_assert!(Frame::parse(&frame).is_some());
+            let parsed = Frame::parse(&frame);
+            prop_assert!(parsed.is_some());
+            parsed.map(|parsed| parsed.flow(&frame));
         }
     }
 }

@@ -63,6 +63,11 @@ fn bridge(registry: &mut Registry, view: &BridgeView) {
         ConstGauge::new(i64::from(view.uptime_s)),
     );
     for (name, help, value) in [
+        (
+            "queue_moves",
+            "Queues moved to another worker because of their load",
+            view.queue_moves,
+        ),
         ("fdb_learned", "Addresses learned", view.fdb.learned),
         (
             "fdb_moved",

@@ -25,6 +25,9 @@ pub struct BridgeView {
     pub workers: u16,
     /// How workers wait for frames.
     pub poll: PollMode,
+    /// Queues moved from one worker to another because of their load.
+    #[serde(default)]
+    pub queue_moves: u64,
     /// Its forwarding database.
     pub fdb: FdbView,
     /// Its ports, in order of name.
@@ -128,6 +131,9 @@ pub struct QueueView {
     pub index: u16,
     /// Whether the guest can receive on it.
     pub enabled: bool,
+    /// The worker that takes what the guest transmits on it.
+    #[serde(default)]
+    pub worker: u16,
     /// Frames received.
     pub rx_frames: u64,
     /// Bytes received.

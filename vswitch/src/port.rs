@@ -1,5 +1,6 @@
 //! A port as the workers see it.
 
+mod home;
 mod plane;
 mod queue;
 mod tap;
@@ -11,6 +12,7 @@ use crate::counters::Drops;
 use crate::flow::FlowTable;
 use crate::port_id::PortId;
 
+pub use home::Home;
 pub use plane::PortPlane;
 pub use queue::{EgressQueue, EgressRing, IngressQueue, IngressRing, QueuePair};
 pub use tap::{TapPort, TapPortError};

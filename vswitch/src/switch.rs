@@ -102,6 +102,14 @@ impl Switch {
         self.workers.stop();
     }
 
+    /// Moves a queue to another worker if the load of the workers has been uneven since the last two calls. Left for
+    /// the next time if ports are just being changed. True if there was anything to do for the workers since.
+    pub fn balance(&self) -> bool {
+        self.control
+            .try_lock()
+            .is_ok_and(|_control| self.workers.balance(&self.bridge.ports()))
+    }
+
     /// Adds a port.
     pub fn add_port(&self, new: &NewPort) -> Result<PortView, SwitchError> {
         let settings = self.settings_of(new)?;
@@ -202,7 +210,10 @@ impl Switch {
     /// The bridge with its ports.
     pub fn view(&self) -> BridgeView {
         let settings = self.control().config.settings.clone();
-        view::bridge(&self.name, &settings, &self.bridge)
+        BridgeView {
+            queue_moves: self.workers.moves(),
+            ..view::bridge(&self.name, &settings, &self.bridge)
+        }
     }
 
     /// One port.
@@ -334,7 +345,7 @@ impl Switch {
                 )?));
             }
         };
-        let plane = PortPlane::new(Arc::clone(port), Arc::clone(&self.bridge), workers);
+        let plane = PortPlane::new(Arc::clone(port), Arc::clone(&self.bridge));
         let socket = if client {
             SocketConfig::client(socket)
         } else {

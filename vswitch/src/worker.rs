@@ -13,6 +13,7 @@
 //! ```
 
 mod announce;
+mod balance;
 mod copy;
 mod deliver;
 mod egress;
@@ -23,16 +24,18 @@ mod shared;
 mod source;
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::thread::CpuSet;
 
-use crate::bridge::Bridge;
+use crate::bridge::{Bridge, PortTable};
 use crate::config::BridgeSettings;
-use crate::port::Port;
+use crate::port::{Home, Port};
 
 pub(crate) use announce::announce;
+use balance::{Balancer, Step};
 use round::Round;
 pub use shared::WorkerShared;
 
@@ -44,6 +47,8 @@ pub const BURST: usize = 64;
 pub struct Workers {
     shared: Vec<Arc<WorkerShared>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    balancer: Mutex<Balancer>,
+    moves: AtomicU64,
 }
 
 impl Workers {
@@ -52,9 +57,11 @@ impl Workers {
         let mut workers = Self {
             shared: Vec::new(),
             threads: Mutex::default(),
+            balancer: Mutex::default(),
+            moves: AtomicU64::new(0),
         };
         for number in 0..settings.workers.max(1) {
-            let shared = Arc::new(WorkerShared::new()?);
+            let shared = Arc::new(WorkerShared::new(usize::from(number))?);
             let cpus = &settings.cpus;
             let cpu = cpus.get(usize::from(number) % cpus.len().max(1)).copied();
             let (bridge, own, poll) = (Arc::clone(bridge), Arc::clone(&shared), settings.poll);
@@ -78,19 +85,61 @@ impl Workers {
 
     /// Gives the queues of a port to the workers; returns each pair's worker and number there.
     pub fn add(&self, port: &Arc<Port>) -> Vec<(Arc<WorkerShared>, u64)> {
-        (0..port.pairs().len())
-            .map(|pair| {
-                let shared = &self.shared[(port.id().index() + pair) % self.shared.len()];
-                (Arc::clone(shared), shared.add(port, pair))
+        (0..)
+            .zip(port.pairs())
+            .map(|(pair, queues)| {
+                let worker = Arc::clone(&self.shared[(port.id().index() + pair) % self.shared.len()]);
+                let number = worker.add(port, pair);
+                let home = Home {
+                    worker: Arc::clone(&worker),
+                    number,
+                };
+                queues.ingress.set_home(&mut queues.ingress.home(), home);
+                (worker, number)
             })
             .collect()
     }
 
     /// Takes the queues of a port away from the workers.
     pub fn remove(&self, port: &Port) {
-        for shared in &self.shared {
-            shared.remove(port);
+        for queues in port.pairs() {
+            if let Some(home) = queues.ingress.home().take() {
+                home.worker.remove(home.number);
+            }
         }
+    }
+
+    /// Looks at what each queue cost since the last time, and moves one to another worker if that has been worth it
+    /// for two looks in a row. True if there was anything to do for the workers.
+    pub fn balance(&self, ports: &PortTable) -> bool {
+        let mut balancer = self.balancer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(step) = balancer.look(ports, self.shared.len()) {
+            self.take(&step, ports);
+        }
+        balancer.busy
+    }
+
+    fn take(&self, step: &Step, ports: &PortTable) {
+        let (Some(port), Some(to)) = (ports.get(step.port), self.shared.get(step.to)) else {
+            return;
+        };
+        match relocate(port, step.pair, to) {
+            Ok(()) => {
+                self.moves.fetch_add(1, Ordering::Relaxed);
+                tracing::debug!(
+                    port = port.settings().name,
+                    pair = step.pair,
+                    worker = step.to,
+                    "queue moved"
+                );
+            }
+            Err(error) => tracing::warn!(port = port.settings().name, "queue not moved: {error}"),
+        }
+    }
+
+    /// Queues moved from one worker to another so far.
+    pub fn moves(&self) -> u64 {
+        self.moves.load(Ordering::Relaxed)
     }
 
     /// Ends the workers.
@@ -115,6 +164,35 @@ impl Drop for Workers {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// Gives a queue to another worker. Frames stay in order: under the gate the former worker has delivered all that it
+/// took, and it looks at who owns the queue whenever it has passed the gate.
+fn relocate(port: &Arc<Port>, pair: usize, to: &Arc<WorkerShared>) -> io::Result<()> {
+    let Some(queue) = port.pairs().get(pair).map(|pair| &pair.ingress) else {
+        return Ok(());
+    };
+    let mut home = queue.home();
+    let Some(from) = home.clone() else { return Ok(()) };
+    let ring = queue.ring.lock();
+    let new = Home {
+        worker: Arc::clone(to),
+        number: to.add(port, pair),
+    };
+    if let Some(kick) = ring.as_ref().and_then(|ring| ring.kick.as_ref()) {
+        if let Err(error) = new.watch(kick) {
+            to.remove(new.number);
+            return Err(error);
+        }
+        from.unwatch(kick);
+    }
+    queue.set_home(&mut home, new);
+    drop(ring);
+    // It may still keep the memory of its last burst, and lets go when it looks.
+    from.worker.remove(from.number);
+    queue.want_attention();
+    to.wake();
+    Ok(())
 }
 
 fn pin(cpu: u16) {

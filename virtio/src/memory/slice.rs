@@ -101,6 +101,29 @@ impl GuestSlice<'_> {
         n
     }
 
+    /// Copies `N` bytes from `off` on, with as few instructions as that takes; none when there are fewer.
+    #[inline]
+    pub fn read_array<const N: usize>(&self, off: usize) -> Option<[u8; N]> {
+        if off.checked_add(N)? > self.len {
+            return None;
+        }
+        let mut bytes = [0; N];
+        // SAFETY: off + N is inside the view; a Rust array never overlaps guest memory.
+        unsafe { std::ptr::copy_nonoverlapping(self.ptr.as_ptr().add(off), bytes.as_mut_ptr(), N) };
+        Some(bytes)
+    }
+
+    /// Copies `N` bytes to `off` on, with as few instructions as that takes; false, and nothing is done, without room.
+    #[inline]
+    pub fn write_array<const N: usize>(&self, off: usize, bytes: &[u8; N]) -> bool {
+        if off.checked_add(N).is_none_or(|end| end > self.len) {
+            return false;
+        }
+        // SAFETY: off + N is inside the view; a Rust array never overlaps guest memory.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.ptr.as_ptr().add(off), N) };
+        true
+    }
+
     /// Copies the first `n` bytes (or as many as both views hold) into `dst`; returns how many.
     #[inline]
     pub fn copy_to(&self, dst: GuestSlice<'_>, n: usize) -> usize {
@@ -182,6 +205,29 @@ pub fn read_chain(src: &[GuestSlice<'_>], off: usize, dst: &mut [u8]) -> usize {
         return first.read_to(off, dst);
     }
     Cursor::new(src, off).read(dst)
+}
+
+/// Copies the first `N` bytes of the list; none when there are fewer.
+#[inline]
+pub fn read_array<const N: usize>(src: &[GuestSlice<'_>]) -> Option<[u8; N]> {
+    if let [first, ..] = src
+        && let Some(bytes) = first.read_array(0)
+    {
+        return Some(bytes);
+    }
+    let mut bytes = [0; N];
+    (Cursor::new(src, 0).read(&mut bytes) == N).then_some(bytes)
+}
+
+/// Copies `bytes` to the start of the list; false when it has less room (what there is, is written).
+#[inline]
+pub fn write_array<const N: usize>(dst: &[GuestSlice<'_>], bytes: &[u8; N]) -> bool {
+    if let [first, ..] = dst
+        && first.write_array(0, bytes)
+    {
+        return true;
+    }
+    Cursor::new(dst, 0).write(bytes) == N
 }
 
 /// Copies `src` to offset `off` of the list on; returns how many bytes had room.

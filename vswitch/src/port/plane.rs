@@ -8,10 +8,9 @@ use vhost_net_backend::{DevicePlane, Ring};
 use virtio::memory::MemoryMap;
 use virtio::split::QueueError;
 
-use super::{EgressRing, IngressQueue, IngressRing, Port, QueuePair};
+use super::{EgressRing, Home, IngressQueue, IngressRing, Port, QueuePair};
 use crate::bridge::Bridge;
 use crate::mac::MacAddr;
-use crate::worker::WorkerShared;
 
 /// Connects a port's session with the queues that workers serve.
 ///
@@ -21,24 +20,18 @@ use crate::worker::WorkerShared;
 pub struct PortPlane {
     port: Arc<Port>,
     bridge: Arc<Bridge>,
-    /// The worker of each queue pair, and the queue's number there.
-    workers: Vec<(Arc<WorkerShared>, u64)>,
 }
 
 /// A virtqueue's direction and pair.
 enum Which<'a> {
     Egress(usize, &'a QueuePair),
-    Ingress(usize, &'a QueuePair),
+    Ingress(&'a IngressQueue),
 }
 
 impl PortPlane {
-    /// The plane of `port`, whose queue pairs are served by `workers`.
-    pub fn new(port: Arc<Port>, bridge: Arc<Bridge>, workers: Vec<(Arc<WorkerShared>, u64)>) -> Self {
-        Self {
-            port,
-            bridge,
-            workers,
-        }
+    /// The plane of `port`, whose queue pairs were given to workers.
+    pub fn new(port: Arc<Port>, bridge: Arc<Bridge>) -> Self {
+        Self { port, bridge }
     }
 
     fn which(&self, index: u16) -> Option<Which<'_>> {
@@ -47,7 +40,7 @@ impl PortPlane {
         Some(if index.is_multiple_of(2) {
             Which::Egress(pair, queues)
         } else {
-            Which::Ingress(pair, queues)
+            Which::Ingress(&queues.ingress)
         })
     }
 
@@ -60,43 +53,46 @@ impl PortPlane {
         }
     }
 
-    fn attend(&self, pair: usize, queue: &IngressQueue) {
-        queue.want_attention();
-        if let Some((worker, _)) = self.workers.get(pair) {
-            worker.wake();
-        }
-    }
-
-    /// Watches for the guest's kicks. Edge-triggered and never read: nothing a guest does to its eventfd can
-    /// make the worker sleep or spin.
-    fn watch(&self, pair: usize, ring: &mut IngressRing) {
-        let (Some((worker, token)), Some(kick)) = (self.workers.get(pair), &ring.kick) else {
-            return;
-        };
-        if let Err(error) = worker.watch(kick, *token) {
-            ring.state.fail(&format_args!("kicks cannot be watched: {error}"));
-        }
-    }
-
-    fn unwatch(&self, pair: usize, ring: &IngressRing) {
-        if let (Some((worker, _)), Some(kick)) = (self.workers.get(pair), &ring.kick) {
-            worker.unwatch(kick);
-        }
-    }
-
     fn stop_egress(&self, pair: usize, queues: &QueuePair) -> Option<EgressRing> {
         self.set_ready(pair, false);
         queues.egress.ring.lock().take()
     }
 
-    fn stop_ingress(&self, pair: usize, queues: &QueuePair) -> Option<IngressRing> {
-        let ring = queues.ingress.ring.lock().take();
-        if let Some(ring) = &ring {
-            self.unwatch(pair, ring);
+    fn stop_ingress(queue: &IngressQueue) -> Option<IngressRing> {
+        let home = queue.home();
+        let ring = queue.ring.lock().take();
+        if let (Some(home), Some(ring)) = (&*home, &ring) {
+            if let Some(kick) = &ring.kick {
+                home.unwatch(kick);
+            }
             // The worker may still keep the memory of its last burst: it lets go when it looks.
-            self.attend(pair, &queues.ingress);
+            attend(home, queue);
         }
         ring
+    }
+
+    fn start_ingress(queue: &IngressQueue, ring: Ring) {
+        let mut ring = IngressRing::new(ring);
+        let home = queue.home();
+        let Some(home) = &*home else { return };
+        if let Some(kick) = &ring.kick
+            && let Err(error) = home.watch(kick)
+        {
+            ring.state.fail(&format_args!("kicks cannot be watched: {error}"));
+        }
+        *queue.ring.lock() = Some(ring);
+        attend(home, queue);
+    }
+}
+
+fn attend(home: &Home, queue: &IngressQueue) {
+    queue.want_attention();
+    home.worker.wake();
+}
+
+fn attend_at_home(queue: &IngressQueue) {
+    if let Some(home) = &*queue.home() {
+        attend(home, queue);
     }
 }
 
@@ -119,12 +115,7 @@ impl DevicePlane for PortPlane {
                 *queues.egress.ring.lock() = Some(EgressRing::new(ring));
                 self.set_ready(pair, enabled);
             }
-            Some(Which::Ingress(pair, queues)) => {
-                let mut ring = IngressRing::new(ring);
-                self.watch(pair, &mut ring);
-                *queues.ingress.ring.lock() = Some(ring);
-                self.attend(pair, &queues.ingress);
-            }
+            Some(Which::Ingress(queue)) => Self::start_ingress(queue, ring),
             None => {}
         }
     }
@@ -138,11 +129,11 @@ impl DevicePlane for PortPlane {
                     self.set_ready(pair, ring.state.is_open());
                 }
             }
-            Some(Which::Ingress(pair, queues)) => {
-                if let Some(ring) = queues.ingress.ring.lock().as_mut() {
+            Some(Which::Ingress(queue)) => {
+                if let Some(ring) = queue.ring.lock().as_mut() {
                     ring.state.enabled = enabled;
                 }
-                self.attend(pair, &queues.ingress);
+                attend_at_home(queue);
             }
             None => {}
         }
@@ -160,8 +151,8 @@ impl DevicePlane for PortPlane {
                     ring.state.call = call;
                 }
             }
-            Some(Which::Ingress(_, queues)) => {
-                if let Some(ring) = queues.ingress.ring.lock().as_mut() {
+            Some(Which::Ingress(queue)) => {
+                if let Some(ring) = queue.ring.lock().as_mut() {
                     ring.state.call = call;
                 }
             }
@@ -172,21 +163,21 @@ impl DevicePlane for PortPlane {
     fn ring_stopped(&self, index: u16) -> u16 {
         let queue = match self.which(index) {
             Some(Which::Egress(pair, queues)) => self.stop_egress(pair, queues).map(|ring| ring.queue),
-            Some(Which::Ingress(pair, queues)) => self.stop_ingress(pair, queues).map(|ring| ring.queue),
+            Some(Which::Ingress(queue)) => Self::stop_ingress(queue).map(|ring| ring.queue),
             None => None,
         };
         queue.map_or(0, |queue| queue.next_avail())
     }
 
     fn memory_changed(&self, memory: &Arc<MemoryMap>) -> Result<(), QueueError> {
-        for (pair, queues) in self.port.pairs().iter().enumerate() {
+        for queues in self.port.pairs() {
             if let Some(ring) = queues.egress.ring.lock().as_mut() {
                 ring.queue.set_memory(Arc::clone(memory))?;
             }
             if let Some(ring) = queues.ingress.ring.lock().as_mut() {
                 ring.queue.set_memory(Arc::clone(memory))?;
             }
-            self.attend(pair, &queues.ingress);
+            attend_at_home(&queues.ingress);
         }
         Ok(())
     }
@@ -205,7 +196,7 @@ impl DevicePlane for PortPlane {
         self.port.connected.store(false, Ordering::Relaxed);
         for (pair, queues) in self.port.pairs().iter().enumerate() {
             drop(self.stop_egress(pair, queues));
-            drop(self.stop_ingress(pair, queues));
+            drop(Self::stop_ingress(&queues.ingress));
         }
         self.port.features.store(0, Ordering::Relaxed);
         self.port.flows.clear();

@@ -1,13 +1,14 @@
 //! The queues of a port, each behind its own gate.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost_net_backend::Ring;
 use vhost_net_backend::eventfd::{Call, Kick};
 use vhost_net_backend::tap::TapQueue;
 use virtio::queue::{Queue, RingError};
 
+use super::Home;
 use crate::counters::QueueCounters;
 use crate::gate::Gate;
 
@@ -27,6 +28,9 @@ pub struct QueuePair {
 pub struct IngressQueue {
     /// The ring, while it runs.
     pub ring: Gate<Option<IngressRing>>,
+    home: Mutex<Option<Home>>,
+    /// Number of the worker that serves the queue; changed under the gate.
+    worker: AtomicUsize,
     attention: AtomicBool,
     counters: QueueCounters,
 }
@@ -150,6 +154,23 @@ impl IngressQueue {
     #[inline]
     pub fn counters(&self) -> &QueueCounters {
         &self.counters
+    }
+
+    /// The worker that serves the queue, kept from changing.
+    pub fn home(&self) -> MutexGuard<'_, Option<Home>> {
+        self.home.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes the worker that serves the queue from now on. Where one may be serving it, the gate is held.
+    pub fn set_home(&self, home: &mut Option<Home>, new: Home) {
+        self.worker.store(new.worker.number(), Ordering::Relaxed);
+        *home = Some(new);
+    }
+
+    /// The number of the worker that serves the queue. Under the gate it cannot change.
+    #[inline]
+    pub fn worker(&self) -> usize {
+        self.worker.load(Ordering::Relaxed)
     }
 
     /// Asks the worker to look at the queue, whether or not the guest kicks.

@@ -43,6 +43,7 @@ pub(super) fn bridge(name: &str, settings: &BridgeSettings, bridge: &Bridge) -> 
         uptime_s: bridge.clock().now(),
         workers: settings.workers,
         poll: settings.poll,
+        queue_moves: 0,
         fdb: FdbView {
             entries: fdb.len(),
             size: fdb.size(),
@@ -109,6 +110,7 @@ fn queue(port: &Port, index: u16) -> Option<QueueView> {
     Some(QueueView {
         index,
         enabled: port.enabled() & 1 << index != 0,
+        worker: u16::try_from(pair.ingress.worker()).unwrap_or(u16::MAX),
         rx_frames: get(&rx.frames),
         rx_bytes: get(&rx.bytes),
         rx_bursts: get(&rx.bursts),

@@ -3,7 +3,7 @@
 use virtio::burst::Burst;
 use virtio::checksum;
 use virtio::features::{NET_F_GUEST_CSUM, NET_F_MRG_RXBUF};
-use virtio::memory::{GuestSlice, copy_chain, read_chain, write_chain};
+use virtio::memory::{GuestSlice, copy_chain, read_chain, write_array, write_chain};
 use virtio::net::{GSO_NONE, HEADER_LEN, NetHeader};
 use virtio::segment::{Completion, Segmenter};
 
@@ -66,11 +66,7 @@ impl<'a> Receiver<'a> {
 
     /// Delivers a frame of the list `sent`, whole, completed or segmented.
     #[inline]
-    pub(super) fn deliver(
-        &mut self,
-        frame: &mut Examined,
-        sent: &[GuestSlice<'_>],
-    ) -> Result<(), DropReason> {
+    pub(super) fn deliver(&mut self, frame: &Examined, sent: &[GuestSlice<'_>]) -> Result<(), DropReason> {
         if !self.ring.state.is_open() {
             return Err(DropReason::LinkDown);
         }
@@ -100,16 +96,18 @@ impl<'a> Receiver<'a> {
     /// Copies a frame as it is: what was examined from the worker's copy, so that the receiver sees what was
     /// decided by, and the rest from the sender's memory.
     #[inline]
-    fn whole(&mut self, frame: &mut Examined, sent: &[GuestSlice<'_>]) -> Result<(), DropReason> {
+    fn whole(&mut self, frame: &Examined, sent: &[GuestSlice<'_>]) -> Result<(), DropReason> {
         let total = HEADER_LEN + frame.len;
         let count = self.room(total)?;
         let Some(to) = self.buffers.writable_run(self.next, usize::from(count)) else {
             return Err(DropReason::BufferTooSmall);
         };
-        let head = frame.head_for(count);
-        write_chain(to, 0, head);
-        if total > head.len() {
-            copy_chain(sent, head.len(), to, head.len(), total - head.len());
+        write_array(to, &frame.header_for(count));
+        let known = frame.snapshot();
+        write_chain(to, HEADER_LEN, known);
+        let done = HEADER_LEN + known.len();
+        if total > done {
+            copy_chain(sent, done, to, done, total - done);
         }
         self.used(count, total);
         Ok(())
@@ -171,7 +169,7 @@ impl<'a> Receiver<'a> {
                 return Err(DropReason::BufferTooSmall);
             };
             header.num_buffers = count;
-            write_chain(to, 0, &header.to_bytes());
+            write_array(to, &header.to_bytes());
             if pieces.write_next(to, HEADER_LEN, completion).is_none() {
                 return Err(DropReason::OffloadUnsupported);
             }

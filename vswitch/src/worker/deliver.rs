@@ -146,7 +146,8 @@ impl Forwarder {
             bytes += examined.len as u64;
             let frame = examined.frame;
             if several_pairs {
-                port.flows().note(frame.flow, u8::try_from(pair).unwrap_or(0));
+                port.flows()
+                    .note(examined.flow(), u8::try_from(pair).unwrap_or(0));
             }
             // Frames come in trains: what holds for one, a moment ago, holds for the next.
             if source != Some(frame.source) {
@@ -168,13 +169,13 @@ impl Forwarder {
             match known {
                 Some(to) if to.id() == port.id() => counters.drops.add(DropReason::Hairpin, 1),
                 Some(to) => {
-                    if !self.plan.send(to, frame.flow, number) {
+                    if !self.plan.send(to, || examined.flow(), number) {
                         self.plan.give_up(to.id());
                     }
                 }
                 None => {
                     for to in ports.iter().filter(|to| to.id() != port.id()) {
-                        self.plan.send(to, frame.flow, number);
+                        self.plan.send(to, || examined.flow(), number);
                     }
                 }
             }

@@ -120,7 +120,7 @@ impl Forwarder {
         let mut again = 0;
         while left != 0 {
             let number = left.trailing_zeros() as usize;
-            let Some(frame) = self.frames.get_mut(number) else {
+            let Some(frame) = self.frames.get(number) else {
                 break;
             };
             match sent.with(number, |list| receiver.deliver(frame, list)) {

@@ -1,7 +1,7 @@
 //! Reading a frame's first bytes once, and deciding by them.
 
 use virtio::burst::Chain;
-use virtio::memory::{GuestSlice, read_chain};
+use virtio::memory::{GuestSlice, read_array, read_chain};
 use virtio::net::{GSO_NONE, HEADER_LEN, NetHeader};
 
 use crate::counters::DropReason;
@@ -12,16 +12,21 @@ const MAX_FRAME: usize = 65_535 + ETHERNET_LEN + 2 * 4;
 /// Bytes of a super-frame that are copied: all headers that segmentation looks at.
 const SUPER_SNAPSHOT_LEN: usize = 256;
 
+/// Where the frame starts in a `head`: on a cache line of its own, whatever comes before it.
+const FRAME_AT: usize = 64;
+const HEADER_AT: usize = FRAME_AT - HEADER_LEN;
+
 /// A frame that was examined: what of it was read, and what it is.
 #[derive(Debug, Clone)]
+#[repr(align(64))]
 pub(super) struct Examined {
-    /// The virtio-net header as it may be handed on, then the frame's first bytes.
-    head: [u8; HEADER_LEN + SUPER_SNAPSHOT_LEN],
+    /// The frame's first bytes, from `FRAME_AT` on; room for the virtio-net header before them.
+    head: [u8; FRAME_AT + SUPER_SNAPSHOT_LEN],
     /// Bytes of the frame in `head`.
     copied: usize,
     /// Bytes in the frame.
     pub(super) len: usize,
-    /// The header, checked.
+    /// The header, checked, as it may be handed on.
     pub(super) header: NetHeader,
     /// The fields that forwarding needs.
     pub(super) frame: Frame,
@@ -31,14 +36,13 @@ impl Examined {
     pub(super) fn empty() -> Self {
         let zero = crate::mac::MacAddr::new([0; 6]);
         Self {
-            head: [0; HEADER_LEN + SUPER_SNAPSHOT_LEN],
+            head: [0; FRAME_AT + SUPER_SNAPSHOT_LEN],
             copied: 0,
             len: 0,
             header: NetHeader::default(),
             frame: Frame {
                 destination: zero,
                 source: zero,
-                flow: 0,
             },
         }
     }
@@ -70,13 +74,14 @@ impl Examined {
             return Err(DropReason::Oversize);
         }
         self.copied = self.len.min(SNAPSHOT_LEN);
-        let end = HEADER_LEN + self.copied;
-        if read_chain(list, 0, &mut self.head[..end]) < end {
-            return Err(DropReason::BadDescriptor);
-        }
-        let Some(sent) = self.head.first_chunk::<HEADER_LEN>().map(NetHeader::from_bytes) else {
+        let Some(sent) = read_array(list) else {
             return Err(DropReason::BadDescriptor);
         };
+        let head = &mut self.head[FRAME_AT..FRAME_AT + self.copied];
+        if read_chain(list, HEADER_LEN, head) < head.len() {
+            return Err(DropReason::BadDescriptor);
+        }
+        let sent = NetHeader::from_bytes(&sent);
         self.header = sent
             .validate_tx(self.len, features)
             .map_err(|_| DropReason::BadHeader)?;
@@ -87,8 +92,7 @@ impl Examined {
         } else {
             self.copy_more(list)?;
         }
-        self.head[..HEADER_LEN].copy_from_slice(&self.header.to_bytes());
-        self.frame = Frame::parse(&self.head[HEADER_LEN..end]).ok_or(DropReason::Runt)?;
+        self.frame = Frame::parse(self.snapshot()).ok_or(DropReason::Runt)?;
         if !self.frame.source.is_valid_source() {
             return Err(DropReason::BadSource);
         }
@@ -101,7 +105,7 @@ impl Examined {
     /// Copies the rest of a super-frame's headers: bytes that were not read before.
     fn copy_more(&mut self, list: &[GuestSlice<'_>]) -> Result<(), DropReason> {
         let copied = self.len.min(SUPER_SNAPSHOT_LEN);
-        let rest = &mut self.head[HEADER_LEN + self.copied..HEADER_LEN + copied];
+        let rest = &mut self.head[FRAME_AT + self.copied..FRAME_AT + copied];
         if read_chain(list, HEADER_LEN + self.copied, rest) < rest.len() {
             return Err(DropReason::BadDescriptor);
         }
@@ -109,16 +113,33 @@ impl Examined {
         Ok(())
     }
 
-    /// The header and the frame's first bytes, as they go to a receiver with `buffers` buffers.
+    /// The header as it goes to a receiver with `buffers` buffers.
+    #[inline]
+    pub(super) fn header_for(&self, buffers: u16) -> [u8; HEADER_LEN] {
+        NetHeader {
+            num_buffers: buffers,
+            ..self.header
+        }
+        .to_bytes()
+    }
+
+    /// The header and the frame's first bytes in one piece.
     #[inline]
     pub(super) fn head_for(&mut self, buffers: u16) -> &[u8] {
-        self.head[HEADER_LEN - 2..HEADER_LEN].copy_from_slice(&buffers.to_le_bytes());
-        &self.head[..HEADER_LEN + self.copied]
+        let header = self.header_for(buffers);
+        self.head[HEADER_AT..FRAME_AT].copy_from_slice(&header);
+        &self.head[HEADER_AT..FRAME_AT + self.copied]
     }
 
     /// The frame's first bytes.
     #[inline]
     pub(super) fn snapshot(&self) -> &[u8] {
-        &self.head[HEADER_LEN..HEADER_LEN + self.copied]
+        &self.head[FRAME_AT..FRAME_AT + self.copied]
+    }
+
+    /// The number of the frame's conversation.
+    #[inline]
+    pub(super) fn flow(&self) -> u32 {
+        self.frame.flow(self.snapshot())
     }
 }

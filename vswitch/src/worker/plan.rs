@@ -44,9 +44,15 @@ impl Plan {
 
     /// Sends frame number `frame` of the burst to `port`; false if it cannot receive.
     #[inline]
-    pub(super) fn send(&mut self, port: &Port, flow: u32, frame: usize) -> bool {
-        let Some(pair) = port.flows().choose(flow, port.ready()) else {
-            return false;
+    pub(super) fn send(&mut self, port: &Port, flow: impl FnOnce() -> u32, frame: usize) -> bool {
+        let ready = port.ready();
+        let pair = match ready {
+            0 => return false,
+            1 => 0,
+            _ => match port.flows().choose(flow(), ready) {
+                Some(pair) => pair,
+                None => return false,
+            },
         };
         let at = place(port.id(), pair);
         let mut index = self.places[at];

@@ -163,6 +163,7 @@ impl Round {
             bridge,
             activity,
             faults,
+            shared,
             ..
         } = self;
         let Some(Some(source)) = sources.load().get(number) else {
@@ -177,7 +178,8 @@ impl Round {
         let Some(mut guard) = queue.ring.try_enter() else {
             return Served::Busy;
         };
-        let Some(ring) = guard.as_mut().filter(|ring| !ring.state.broken) else {
+        let ours = queue.worker() == shared.number();
+        let Some(ring) = guard.as_mut().filter(|ring| ours && !ring.state.broken) else {
             return Served::Gone;
         };
         if std::mem::take(&mut activity[number].fresh) {
@@ -291,7 +293,8 @@ impl Round {
         let Some(mut guard) = queue.ring.try_enter() else {
             return true;
         };
-        let Some(ring) = guard.as_mut().filter(|ring| !ring.state.broken) else {
+        let ours = queue.worker() == self.shared.number();
+        let Some(ring) = guard.as_mut().filter(|ring| ours && !ring.state.broken) else {
             return false;
         };
         let activity = &mut self.activity[number];

@@ -32,6 +32,7 @@ impl Source {
 /// A worker's handle for other threads.
 #[derive(Debug)]
 pub struct WorkerShared {
+    number: usize,
     pub(super) epoll: OwnedFd,
     wake: OwnedFd,
     /// The queues, each in the place of its number.
@@ -41,7 +42,7 @@ pub struct WorkerShared {
 }
 
 impl WorkerShared {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(number: usize) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         epoll::add(
@@ -51,12 +52,18 @@ impl WorkerShared {
             epoll::EventFlags::IN,
         )?;
         Ok(Self {
+            number,
             epoll,
             wake,
             sources: Arc::default(),
             stop: AtomicBool::new(false),
             wakeups: AtomicU64::new(0),
         })
+    }
+
+    /// Which of the bridge's workers it is.
+    pub fn number(&self) -> usize {
+        self.number
     }
 
     pub(super) fn add(&self, port: &Arc<Port>, pair: usize) -> u64 {
@@ -75,12 +82,14 @@ impl WorkerShared {
         place as u64
     }
 
-    pub(super) fn remove(&self, port: &Port) {
+    /// Takes a queue away, by its number.
+    pub(super) fn remove(&self, number: u64) {
         let mut sources = Vec::clone(&self.sources.load());
-        for place in &mut sources {
-            if place.as_ref().is_some_and(|source| source.port.id() == port.id()) {
-                *place = None;
-            }
+        let place = usize::try_from(number)
+            .ok()
+            .and_then(|number| sources.get_mut(number));
+        if let Some(place) = place {
+            *place = None;
         }
         self.sources.store(Arc::new(sources));
         self.wake();
