@@ -7,10 +7,10 @@ use crate::memory::MemoryMap;
 
 /// Chains that a [`Burst`] holds unless told otherwise.
 pub const DEFAULT_BURST: usize = 64;
-/// Bytes of a readable buffer that are fetched ahead: what its reader looks at first.
-const READ_FIRST: usize = 128;
-/// Bytes of a writable buffer that are fetched ahead: a short frame with its header.
-const WRITTEN_FIRST: usize = 76;
+/// Offsets in a readable buffer whose cache lines are fetched ahead: those of its first 140 bytes, wherever lines begin.
+const READ_FIRST: [usize; 3] = [0, 75, 139];
+/// The same in a writable buffer: a short frame with its header.
+const WRITTEN_FIRST: [usize; 2] = [0, 75];
 /// Once a burst has walked this many descriptors of long chains, it ends: a peer can't make one pop arbitrarily long.
 const WALK_BUDGET: usize = 4096;
 
@@ -114,6 +114,32 @@ impl Burst {
     #[inline]
     pub fn chains(&self) -> impl ExactSizeIterator<Item = Chain<'_>> {
         self.chains.iter().map(|record| self.chain(record))
+    }
+
+    /// What each chain is known by, in the order in which the driver made them available.
+    #[inline]
+    pub fn heads(&self) -> impl ExactSizeIterator<Item = u16> {
+        self.chains.iter().map(|record| record.head)
+    }
+
+    /// The buffer of chain `i`, when that is one readable segment and nothing else.
+    #[inline]
+    pub fn single_readable(&self, i: usize) -> Option<Segment<'_>> {
+        let record = self.chains.get(i)?;
+        if (record.readable, record.writable) != (1, 0) {
+            return None;
+        }
+        self.segments.get(record.first as usize).copied()
+    }
+
+    /// What chain `i` is known by and its buffer, when that is one writable segment and nothing else.
+    #[inline]
+    pub fn single_writable(&self, i: usize) -> Option<(u16, Segment<'_>)> {
+        let record = self.chains.get(i)?;
+        if (record.readable, record.writable) != (0, 1) {
+            return None;
+        }
+        Some((record.head, *self.segments.get(record.first as usize)?))
     }
 
     /// The writable segments of `count` chains from `first` on as one list: a frame's mergeable buffers. None when there are

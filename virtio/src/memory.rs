@@ -11,9 +11,7 @@ use std::sync::Arc;
 
 pub use cursor::Cursor;
 pub use region::{Region, SharedMemory};
-pub use slice::{
-    GuestSlice, PREFETCH_LIMIT, chain_len, copy_chain, read_array, read_chain, write_array, write_chain,
-};
+pub use slice::{GuestSlice, chain_len, copy_chain, read_array, read_chain, write_array, write_chain};
 pub(crate) use slice::{prefetch, prefetch_write};
 pub use vectored::{read_vectored, write_vectored};
 

@@ -50,6 +50,9 @@ pub enum HeaderError {
 }
 
 /// A virtio-net header in host byte order.
+///
+/// Laid out as it goes over the ring, so that encoding it on a little-endian machine is a copy.
+#[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NetHeader {
     /// `HDR_F_*`.

@@ -22,6 +22,7 @@ mod plan;
 mod round;
 mod shared;
 mod source;
+mod train;
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -133,37 +133,30 @@ impl GuestSlice<'_> {
         n
     }
 
-    /// Asks the CPU to fetch the first `n` bytes (at most [`PREFETCH_LIMIT`]) for reading.
+    /// Asks the CPU to fetch the cache lines of the bytes at `offsets` for reading; beyond the end, that of the last byte.
     #[inline]
-    pub fn prefetch(&self, n: usize) {
-        for line in self.lines(n) {
-            prefetch(line);
+    pub fn prefetch<const N: usize>(&self, offsets: [usize; N]) {
+        for off in offsets {
+            prefetch(self.near(off));
         }
     }
 
-    /// Asks the CPU to fetch the first `n` bytes (at most [`PREFETCH_LIMIT`]) for writing: another CPU that has them gives
-    /// them up.
+    /// The same for writing: another CPU that has the lines gives them up.
     #[inline]
-    pub fn prefetch_write(&self, n: usize) {
-        for line in self.lines(n) {
-            prefetch_write(line);
+    pub fn prefetch_write<const N: usize>(&self, offsets: [usize; N]) {
+        for off in offsets {
+            prefetch_write(self.near(off));
         }
     }
 
-    /// An address in each of the first `n` bytes' cache lines.
     #[inline]
-    fn lines(&self, n: usize) -> impl Iterator<Item = *const u8> {
-        let start = self.ptr.as_ptr().cast_const();
-        let before = start.addr() % CACHE_LINE;
-        let n = n.min(self.len).min(PREFETCH_LIMIT);
-        (0..(before + n).div_ceil(CACHE_LINE))
-            .map(move |line| start.wrapping_sub(before).wrapping_add(line * CACHE_LINE))
+    fn near(&self, off: usize) -> *const u8 {
+        self.ptr
+            .as_ptr()
+            .cast_const()
+            .wrapping_add(off.min(self.len.saturating_sub(1)))
     }
 }
-
-/// The most bytes that one call prefetches.
-pub const PREFETCH_LIMIT: usize = 256;
-const CACHE_LINE: usize = 64;
 
 /// Asks the CPU to fetch the cache line at `at` for writing. A hint: any address is allowed.
 #[inline]

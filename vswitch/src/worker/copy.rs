@@ -7,6 +7,7 @@ use virtio::memory::{GuestSlice, copy_chain, read_chain, write_array, write_chai
 use virtio::net::{GSO_NONE, HEADER_LEN, NetHeader};
 use virtio::segment::{Completion, Segmenter};
 
+use super::deliver::Sent;
 use super::examine::Examined;
 use crate::counters::DropReason;
 use crate::frame::MTU_OVERHEAD;
@@ -64,9 +65,14 @@ impl<'a> Receiver<'a> {
         self.ring.queue.publish()
     }
 
-    /// Delivers a frame of the list `sent`, whole, completed or segmented.
+    /// Delivers frame number `number` of the burst `sent`, whole, completed or segmented.
     #[inline]
-    pub(super) fn deliver(&mut self, frame: &Examined, sent: &[GuestSlice<'_>]) -> Result<(), DropReason> {
+    pub(super) fn deliver(
+        &mut self,
+        frame: &Examined,
+        sent: &Sent<'_>,
+        number: usize,
+    ) -> Result<(), DropReason> {
         if !self.ring.state.is_open() {
             return Err(DropReason::LinkDown);
         }
@@ -74,11 +80,11 @@ impl<'a> Receiver<'a> {
             if frame.header.gso_type == GSO_NONE && frame.len > self.mtu + MTU_OVERHEAD {
                 return Err(DropReason::Oversize);
             }
-            self.whole(frame, sent)
+            self.whole(frame, sent, number)
         } else if frame.header.gso_type == GSO_NONE {
-            self.completed(frame, sent)
+            sent.with(number, |list| self.completed(frame, list))
         } else {
-            self.segmented(frame, sent)
+            sent.with(number, |list| self.segmented(frame, list))
         }
     }
 
@@ -96,7 +102,35 @@ impl<'a> Receiver<'a> {
     /// Copies a frame as it is: what was examined from the worker's copy, so that the receiver sees what was
     /// decided by, and the rest from the sender's memory.
     #[inline]
-    fn whole(&mut self, frame: &Examined, sent: &[GuestSlice<'_>]) -> Result<(), DropReason> {
+    fn whole(&mut self, frame: &Examined, sent: &Sent<'_>, number: usize) -> Result<(), DropReason> {
+        let total = HEADER_LEN + frame.len;
+        let Some((head, to)) = self
+            .buffers
+            .single_writable(self.next)
+            .filter(|(_, to)| to.len() >= total)
+        else {
+            return sent.with(number, |list| self.scattered(frame, list));
+        };
+        to.write_array(0, &frame.header_for(1));
+        let known = frame.snapshot();
+        to.write_from(HEADER_LEN, known);
+        let done = HEADER_LEN + known.len();
+        if total > done {
+            sent.with(number, |list| {
+                copy_chain(list, done, std::slice::from_ref(&to), done, total - done)
+            });
+        }
+        // A buffer's length fits.
+        let written = u32::try_from(total).unwrap_or(u32::MAX);
+        self.ring.queue.add_used([(head, written)]);
+        self.next += 1;
+        self.frames += 1;
+        self.bytes += frame.len as u64;
+        Ok(())
+    }
+
+    /// The same into several pieces or buffers.
+    fn scattered(&mut self, frame: &Examined, sent: &[GuestSlice<'_>]) -> Result<(), DropReason> {
         let total = HEADER_LEN + frame.len;
         let count = self.room(total)?;
         let Some(to) = self.buffers.writable_run(self.next, usize::from(count)) else {

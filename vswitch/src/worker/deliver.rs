@@ -9,11 +9,10 @@ use virtio::memory::GuestSlice;
 use super::BURST;
 use super::examine::Examined;
 use super::plan::Plan;
+use super::train::{Trains, Verdict};
 use crate::bridge::{Bridge, PortTable};
 use crate::config::LinkSetting;
 use crate::counters::DropReason;
-use crate::fdb::Learned;
-use crate::mac::MacAddr;
 use crate::port::Port;
 
 /// The frames of one burst where their sender left them, virtio-net headers first.
@@ -29,6 +28,32 @@ impl Sent<'_> {
         match self {
             Self::Guest(burst) => burst.len(),
             Self::Tap(frames) => frames.len(),
+        }
+    }
+
+    /// The frame's memory, where that is one piece.
+    #[inline]
+    fn piece(&self, number: usize) -> Option<GuestSlice<'_>> {
+        match self {
+            Self::Guest(burst) => burst.single_readable(number),
+            Self::Tap(frames) => frames.get(number).copied(),
+        }
+    }
+
+    /// Reads and checks a frame that is in several pieces, or in none.
+    #[cold]
+    fn take_chain(
+        &self,
+        number: usize,
+        examined: &mut Examined,
+        features: u64,
+        mtu: u16,
+    ) -> Result<(), DropReason> {
+        match self {
+            Self::Guest(burst) => burst.get(number).map_or(Err(DropReason::BadDescriptor), |chain| {
+                examined.take_chain(&chain, features, mtu)
+            }),
+            Self::Tap(_) => Err(DropReason::BadDescriptor),
         }
     }
 
@@ -114,7 +139,6 @@ impl Forwarder {
         sent: &Sent<'_>,
     ) {
         self.plan.clear();
-        let now = bridge.clock().now();
         let (features, mtu) = (port.features(), port.mtu());
         let Some(counters) = port.pairs().get(pair).map(|pair| pair.ingress.counters()) else {
             return;
@@ -125,59 +149,43 @@ impl Forwarder {
         }
         let several_pairs = port.pairs().len() > 1;
         let (mut frames, mut bytes) = (0, 0);
-        let mut source = None;
-        let mut destination: Option<(MacAddr, Option<&Arc<Port>>)> = None;
-        for (number, examined) in self.frames.iter_mut().take(sent.len()).enumerate() {
-            let taken = match sent {
-                Sent::Guest(burst) => match burst.get(number) {
-                    Some(chain) => examined.take(&chain, features, mtu),
-                    None => break,
-                },
-                Sent::Tap(frames) => match frames.get(number) {
-                    Some(frame) => examined.take_list(&[*frame], frame.len(), features, mtu),
-                    None => break,
-                },
+        let mut trains = Trains::new(bridge, ports, port);
+        for number in 0..sent.len() {
+            let Some(examined) = self.frames.get_mut(number) else {
+                break;
+            };
+            let taken = match sent.piece(number) {
+                Some(piece) => examined.take_piece(piece, features, mtu),
+                None => sent.take_chain(number, examined, features, mtu),
             };
             if let Err(reason) = taken {
                 counters.drops.add(reason, 1);
                 continue;
             }
+            let train = trains.of(examined, &mut self.plan);
+            if let Verdict::Refused(reason) = train {
+                counters.drops.add(reason, 1);
+                continue;
+            }
             frames += 1;
             bytes += examined.len as u64;
-            let frame = examined.frame;
             if several_pairs {
                 port.flows()
                     .note(examined.flow(), u8::try_from(pair).unwrap_or(0));
             }
-            // Frames come in trains: what holds for one, a moment ago, holds for the next.
-            if source != Some(frame.source) {
-                if bridge.fdb().learn(frame.source, 0, port.id(), now) == Learned::Refused {
-                    counters.drops.add(DropReason::FdbFull, 1);
-                    continue;
-                }
-                source = Some(frame.source);
-                destination = None;
-            }
-            let known = match destination {
-                Some((address, known)) if address == frame.destination => known,
-                _ => {
-                    let known = find(bridge, ports, frame.destination, now);
-                    destination = Some((frame.destination, known));
-                    known
-                }
-            };
-            match known {
-                Some(to) if to.id() == port.id() => counters.drops.add(DropReason::Hairpin, 1),
-                Some(to) => {
+            match train {
+                Verdict::Queue(list) => self.plan.add(list, number),
+                Verdict::Port(to) => {
                     if !self.plan.send(to, || examined.flow(), number) {
                         self.plan.give_up(to.id());
                     }
                 }
-                None => {
+                Verdict::Everybody => {
                     for to in ports.iter().filter(|to| to.id() != port.id()) {
                         self.plan.send(to, || examined.flow(), number);
                     }
                 }
+                Verdict::Dropped(reason) | Verdict::Refused(reason) => counters.drops.add(reason, 1),
             }
         }
         counters.frames.add(frames);
@@ -185,14 +193,4 @@ impl Forwarder {
         counters.bursts.add(1);
         self.deliver_all(ports, sent);
     }
-}
-
-/// The port of a known station; none if the frame is for everybody.
-#[inline]
-fn find<'p>(bridge: &Bridge, ports: &'p PortTable, destination: MacAddr, now: u32) -> Option<&'p Arc<Port>> {
-    if destination.is_multicast() {
-        return None;
-    }
-    let id = bridge.fdb().lookup(destination, 0, now)?;
-    ports.get(id)
 }

@@ -123,7 +123,7 @@ impl Forwarder {
             let Some(frame) = self.frames.get(number) else {
                 break;
             };
-            match sent.with(number, |list| receiver.deliver(frame, list)) {
+            match receiver.deliver(frame, sent, number) {
                 Ok(()) => {}
                 // What comes after it must not overtake it.
                 Err(DropReason::NoBuffer) if visit != Visit::Last && receiver.is_whole(frame) => {

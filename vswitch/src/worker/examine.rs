@@ -12,68 +12,80 @@ const MAX_FRAME: usize = 65_535 + ETHERNET_LEN + 2 * 4;
 /// Bytes of a super-frame that are copied: all headers that segmentation looks at.
 const SUPER_SNAPSHOT_LEN: usize = 256;
 
-/// Where the frame starts in a `head`: on a cache line of its own, whatever comes before it.
-const FRAME_AT: usize = 64;
+/// Where the frame starts in a `head`: on a cache line of its own.
+const FRAME_AT: usize = 36;
 const HEADER_AT: usize = FRAME_AT - HEADER_LEN;
+const _: () = assert!((std::mem::offset_of!(Examined, head) + FRAME_AT).is_multiple_of(64));
 
 /// A frame that was examined: what of it was read, and what it is.
 #[derive(Debug, Clone)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub(super) struct Examined {
-    /// The frame's first bytes, from `FRAME_AT` on; room for the virtio-net header before them.
-    head: [u8; FRAME_AT + SUPER_SNAPSHOT_LEN],
-    /// Bytes of the frame in `head`.
-    copied: usize,
     /// Bytes in the frame.
     pub(super) len: usize,
+    /// Bytes of the frame in `head`.
+    copied: usize,
     /// The header, checked, as it may be handed on.
     pub(super) header: NetHeader,
-    /// The fields that forwarding needs.
-    pub(super) frame: Frame,
+    /// The frame's first bytes, from `FRAME_AT` on; room for the virtio-net header before them.
+    head: [u8; FRAME_AT + SUPER_SNAPSHOT_LEN],
 }
 
 impl Examined {
     pub(super) fn empty() -> Self {
-        let zero = crate::mac::MacAddr::new([0; 6]);
         Self {
-            head: [0; FRAME_AT + SUPER_SNAPSHOT_LEN],
-            copied: 0,
             len: 0,
+            copied: 0,
             header: NetHeader::default(),
-            frame: Frame {
-                destination: zero,
-                source: zero,
-            },
+            head: [0; FRAME_AT + SUPER_SNAPSHOT_LEN],
         }
     }
 
     /// Reads and checks the frame in a chain that a guest transmitted with `features` negotiated.
-    #[inline]
-    pub(super) fn take(&mut self, chain: &Chain<'_>, features: u64, mtu: u16) -> Result<(), DropReason> {
+    pub(super) fn take_chain(
+        &mut self,
+        chain: &Chain<'_>,
+        features: u64,
+        mtu: u16,
+    ) -> Result<(), DropReason> {
         let readable_len = chain.readable_len as usize;
-        if chain.error.is_some() || chain.writable_len != 0 || readable_len < HEADER_LEN {
+        if chain.error.is_some() || chain.writable_len != 0 {
             return Err(DropReason::BadDescriptor);
         }
-        self.take_list(chain.readable, readable_len, features, mtu)
+        self.take(chain.readable, readable_len, features, mtu)
+    }
+
+    /// The same for a frame in one piece.
+    #[inline]
+    pub(super) fn take_piece(
+        &mut self,
+        piece: GuestSlice<'_>,
+        features: u64,
+        mtu: u16,
+    ) -> Result<(), DropReason> {
+        self.take(std::slice::from_ref(&piece), piece.len(), features, mtu)
     }
 
     /// Reads and checks the frame in a list of `list_len` bytes, header included.
     #[inline]
-    pub(super) fn take_list(
+    fn take(
         &mut self,
         list: &[GuestSlice<'_>],
         list_len: usize,
         features: u64,
         mtu: u16,
     ) -> Result<(), DropReason> {
-        self.len = list_len - HEADER_LEN;
-        if self.len < ETHERNET_LEN {
+        let Some(len) = list_len.checked_sub(HEADER_LEN) else {
+            return Err(DropReason::BadDescriptor);
+        };
+        self.len = len;
+        if len < ETHERNET_LEN {
             return Err(DropReason::Runt);
         }
-        if self.len > MAX_FRAME {
+        if len > MAX_FRAME {
             return Err(DropReason::Oversize);
         }
-        self.copied = self.len.min(SNAPSHOT_LEN);
+        self.copied = len.min(SNAPSHOT_LEN);
         let Some(sent) = read_array(list) else {
             return Err(DropReason::BadDescriptor);
         };
@@ -83,26 +95,19 @@ impl Examined {
         }
         let sent = NetHeader::from_bytes(&sent);
         self.header = sent
-            .validate_tx(self.len, features)
+            .validate_tx(len, features)
             .map_err(|_| DropReason::BadHeader)?;
-        if self.header.gso_type == GSO_NONE {
-            if self.len > usize::from(mtu) + MTU_OVERHEAD {
-                return Err(DropReason::Oversize);
-            }
+        if self.header.gso_type != GSO_NONE {
+            self.copy_more(list)
+        } else if len > usize::from(mtu) + MTU_OVERHEAD {
+            Err(DropReason::Oversize)
         } else {
-            self.copy_more(list)?;
+            Ok(())
         }
-        self.frame = Frame::parse(self.snapshot()).ok_or(DropReason::Runt)?;
-        if !self.frame.source.is_valid_source() {
-            return Err(DropReason::BadSource);
-        }
-        if self.frame.destination.is_bridge_reserved() {
-            return Err(DropReason::ReservedGroup);
-        }
-        Ok(())
     }
 
     /// Copies the rest of a super-frame's headers: bytes that were not read before.
+    #[cold]
     fn copy_more(&mut self, list: &[GuestSlice<'_>]) -> Result<(), DropReason> {
         let copied = self.len.min(SUPER_SNAPSHOT_LEN);
         let rest = &mut self.head[FRAME_AT + self.copied..FRAME_AT + copied];
@@ -137,9 +142,21 @@ impl Examined {
         &self.head[FRAME_AT..FRAME_AT + self.copied]
     }
 
+    /// Both addresses, the destination's first.
+    #[inline]
+    pub(super) fn addresses(&self) -> [u8; 12] {
+        self.head[FRAME_AT..].first_chunk().copied().unwrap_or_default()
+    }
+
+    /// The fields that forwarding needs; there are always as many bytes.
+    #[inline]
+    pub(super) fn frame(&self) -> Option<Frame> {
+        Frame::parse(self.snapshot())
+    }
+
     /// The number of the frame's conversation.
     #[inline]
     pub(super) fn flow(&self) -> u32 {
-        self.frame.flow(self.snapshot())
+        self.frame().map_or(0, |frame| frame.flow(self.snapshot()))
     }
 }

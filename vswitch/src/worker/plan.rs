@@ -47,29 +47,37 @@ impl Plan {
     pub(super) fn send(&mut self, port: &Port, flow: impl FnOnce() -> u32, frame: usize) -> bool {
         let ready = port.ready();
         let pair = match ready {
-            0 => return false,
-            1 => 0,
-            _ => match port.flows().choose(flow(), ready) {
-                Some(pair) => pair,
-                None => return false,
-            },
+            1 => Some(0),
+            _ => port.flows().choose(if ready == 0 { 0 } else { flow() }, ready),
         };
-        let at = place(port.id(), pair);
-        let mut index = self.places[at];
-        if index == NONE {
+        let Some(pair) = pair else { return false };
+        let list = self.list(port.id(), pair);
+        self.add(list, frame);
+        true
+    }
+
+    /// The list of frames for a queue.
+    #[inline]
+    pub(super) fn list(&mut self, port: PortId, pair: u8) -> usize {
+        let at = place(port, pair);
+        if self.places[at] == NONE {
             // At most as many lists as queue pairs of all ports, which fits.
-            index = u16::try_from(self.lists.len()).unwrap_or(NONE - 1);
-            self.places[at] = index;
+            self.places[at] = u16::try_from(self.lists.len()).unwrap_or(NONE - 1);
             self.lists.push(Egress {
-                port: port.id(),
+                port,
                 pair,
                 frames: 0,
             });
         }
-        if let Some(list) = self.lists.get_mut(usize::from(index)) {
+        usize::from(self.places[at])
+    }
+
+    /// Puts frame number `frame` of the burst on a list.
+    #[inline]
+    pub(super) fn add(&mut self, list: usize, frame: usize) {
+        if let Some(list) = self.lists.get_mut(list) {
             list.frames |= 1 << (frame % 64);
         }
-        true
     }
 
     /// Notes that a frame for `port` had nowhere to go.

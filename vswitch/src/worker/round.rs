@@ -202,7 +202,7 @@ impl Round {
                 .drops
                 .add(DropReason::QueueDisabled, sent.len() as u64);
         }
-        ring.queue.add_used(sent.chains().map(|chain| (chain.head, 0)));
+        ring.queue.add_used(sent.heads().map(|head| (head, 0)));
         if ring.queue.publish() {
             queue.counters().notifications.add(1);
             forwarder.notify_later(ring.state.call.as_ref());

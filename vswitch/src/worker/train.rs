@@ -1,0 +1,101 @@
+//! What becomes of the frames between two addresses.
+//!
+//! Frames come in trains: what was found out for one, a moment ago, holds for the next between the same addresses. So each
+//! burst asks the forwarding database once for each pair of addresses, as far as there is room to remember the answers.
+
+use super::examine::Examined;
+use super::plan::Plan;
+use crate::bridge::{Bridge, PortTable};
+use crate::counters::DropReason;
+use crate::fdb::Learned;
+use crate::frame::Frame;
+use crate::mac::MacAddr;
+use crate::port::Port;
+
+/// Pairs of addresses remembered during a burst: a power of two.
+const REMEMBERED: usize = 8;
+
+/// What becomes of a frame.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Verdict<'p> {
+    /// It goes on this list of the plan.
+    Queue(usize),
+    /// It goes to a queue of this port that its flow decides on.
+    Port(&'p Port),
+    /// It goes to every other port.
+    Everybody,
+    /// It is counted as received, and dropped.
+    Dropped(DropReason),
+    /// No frame may have such addresses.
+    Refused(DropReason),
+}
+
+/// The trains of one burst.
+pub(super) struct Trains<'p> {
+    bridge: &'p Bridge,
+    ports: &'p PortTable,
+    from: &'p Port,
+    now: u32,
+    /// The source learned last.
+    learned: Option<MacAddr>,
+    known: [Option<([u8; 12], Verdict<'p>)>; REMEMBERED],
+}
+
+impl<'p> Trains<'p> {
+    pub(super) fn new(bridge: &'p Bridge, ports: &'p PortTable, from: &'p Port) -> Self {
+        Self {
+            bridge,
+            ports,
+            from,
+            now: bridge.clock().now(),
+            learned: None,
+            known: [None; REMEMBERED],
+        }
+    }
+
+    /// What becomes of this frame.
+    #[inline]
+    pub(super) fn of(&mut self, examined: &Examined, plan: &mut Plan) -> Verdict<'p> {
+        let addresses = examined.addresses();
+        let place = usize::from(addresses[5] ^ addresses[11]) % REMEMBERED;
+        match self.known[place] {
+            Some((known, verdict)) if known == addresses => verdict,
+            _ => {
+                let verdict = self.decide(examined, plan);
+                self.known[place] = Some((addresses, verdict));
+                verdict
+            }
+        }
+    }
+
+    fn decide(&mut self, examined: &Examined, plan: &mut Plan) -> Verdict<'p> {
+        let Some(Frame { destination, source }) = examined.frame() else {
+            return Verdict::Refused(DropReason::Runt);
+        };
+        if !source.is_valid_source() {
+            return Verdict::Refused(DropReason::BadSource);
+        }
+        if destination.is_bridge_reserved() {
+            return Verdict::Refused(DropReason::ReservedGroup);
+        }
+        let fdb = self.bridge.fdb();
+        if self.learned != Some(source) {
+            if fdb.learn(source, 0, self.from.id(), self.now) == Learned::Refused {
+                return Verdict::Dropped(DropReason::FdbFull);
+            }
+            self.learned = Some(source);
+        }
+        let to = if destination.is_multicast() {
+            None
+        } else {
+            fdb.lookup(destination, 0, self.now)
+                .and_then(|id| self.ports.get(id))
+        };
+        match to {
+            Some(to) if to.id() == self.from.id() => Verdict::Dropped(DropReason::Hairpin),
+            Some(to) if to.ready() == 1 => Verdict::Queue(plan.list(to.id(), 0)),
+            Some(to) => Verdict::Port(to),
+            None => Verdict::Everybody,
+        }
+    }
+}
