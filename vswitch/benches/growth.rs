@@ -82,20 +82,21 @@ fn cost(ports: u16, pairs: u16, choose: impl Fn(u64) -> (usize, [u64; 2])) -> f6
 fn introduce(net: &Net, run: &mut Run<'_>, choose: &impl Fn(u64) -> (usize, [u64; 2])) {
     let others = run.guests.len() as u64 - 1;
     let last = (0..200_000).map(|frame| choose(frame).1[1]).max().unwrap_or(0);
-    for first in (0..=last).step_by(usize::from(BATCH)) {
-        for number in first..=last.min(first + u64::from(BATCH) - 1) {
+    let end = Instant::now() + Duration::from_secs(10);
+    // An address is learned when it is convenient, not at any price: it may take another frame.
+    while net.switch.view().fdb.entries as u64 <= last {
+        assert!(Instant::now() < end, "the destinations are not learned");
+        for number in 0..=last {
             let guest = &mut run.guests[usize::try_from(1 + number % others).unwrap_or(1)];
             guest
                 .transmit(0, 1, |slot| write(slot, 0, 0, 1, number))
                 .expect("a sane ring");
+            if number % u64::from(BATCH) == 0 {
+                run.settle();
+            }
         }
-        for guest in run.guests.iter_mut() {
-            guest.flush();
-        }
-        run.drain();
+        run.settle();
     }
-    let known = net.switch.fdb_entries().len() as u64;
-    assert!(known > last, "{known} of {} destinations are known", last + 1);
 }
 
 /// Writes a frame between address `source` of side `from` and address `destination` of side `to`.
@@ -145,6 +146,14 @@ impl Run<'_> {
             self.guests[0].flush();
             self.sent += batch;
         }
+    }
+
+    /// Waits until everything sent was taken, and takes what arrived.
+    fn settle(&mut self) {
+        for guest in self.guests.iter_mut() {
+            guest.flush();
+        }
+        self.drain();
     }
 
     /// Takes what arrived; gives how many.

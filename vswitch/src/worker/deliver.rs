@@ -115,14 +115,12 @@ impl Forwarder {
         let Some(examined) = self.frames.first_mut() else {
             return;
         };
-        let good = sent.with(0, |list| {
-            let len = virtio::memory::chain_len(list);
-            examined.take_list(list, len, 0, port.mtu()).is_ok()
-        });
+        let good = sent
+            .piece(0)
+            .is_some_and(|piece| examined.take_piece(piece, 0, port.mtu()).is_ok());
         if good {
-            let flow = examined.frame.flow;
             for to in ports.iter().filter(|to| to.id() != port.id()) {
-                self.plan.send(to, flow, 0);
+                self.plan.send(to, || examined.flow(), 0);
             }
             self.deliver_all(ports, sent);
             self.notify();

@@ -142,10 +142,13 @@ impl Examined {
         &self.head[FRAME_AT..FRAME_AT + self.copied]
     }
 
-    /// Both addresses, the destination's first.
+    /// Both addresses, the destination's first, as one thing to compare.
     #[inline]
-    pub(super) fn addresses(&self) -> [u8; 12] {
-        self.head[FRAME_AT..].first_chunk().copied().unwrap_or_default()
+    pub(super) fn addresses(&self) -> (u64, u32) {
+        let frame = &self.head[FRAME_AT..];
+        let first = frame.first_chunk().copied().unwrap_or_default();
+        let last = frame[8..].first_chunk().copied().unwrap_or_default();
+        (u64::from_le_bytes(first), u32::from_le_bytes(last))
     }
 
     /// The fields that forwarding needs; there are always as many bytes.

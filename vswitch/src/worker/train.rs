@@ -38,7 +38,14 @@ pub(super) struct Trains<'p> {
     now: u32,
     /// The source learned last.
     learned: Option<MacAddr>,
-    known: [Option<([u8; 12], Verdict<'p>)>; REMEMBERED],
+    known: [Known<'p>; REMEMBERED],
+}
+
+/// What was found out about a pair of addresses.
+#[derive(Clone, Copy)]
+struct Known<'p> {
+    addresses: (u64, u32),
+    verdict: Verdict<'p>,
 }
 
 impl<'p> Trains<'p> {
@@ -49,7 +56,11 @@ impl<'p> Trains<'p> {
             from,
             now: bridge.clock().now(),
             learned: None,
-            known: [None; REMEMBERED],
+            // True, too: nobody may send from the address of all zeros.
+            known: [Known {
+                addresses: (0, 0),
+                verdict: Verdict::Refused(DropReason::BadSource),
+            }; REMEMBERED],
         }
     }
 
@@ -57,15 +68,13 @@ impl<'p> Trains<'p> {
     #[inline]
     pub(super) fn of(&mut self, examined: &Examined, plan: &mut Plan) -> Verdict<'p> {
         let addresses = examined.addresses();
-        let place = usize::from(addresses[5] ^ addresses[11]) % REMEMBERED;
-        match self.known[place] {
-            Some((known, verdict)) if known == addresses => verdict,
-            _ => {
-                let verdict = self.decide(examined, plan);
-                self.known[place] = Some((addresses, verdict));
-                verdict
-            }
+        let place = place(addresses);
+        if self.known[place].addresses == addresses {
+            return self.known[place].verdict;
         }
+        let verdict = self.decide(examined, plan);
+        self.known[place] = Known { addresses, verdict };
+        verdict
     }
 
     fn decide(&mut self, examined: &Examined, plan: &mut Plan) -> Verdict<'p> {
@@ -98,4 +107,11 @@ impl<'p> Trains<'p> {
             None => Verdict::Everybody,
         }
     }
+}
+
+/// Where a pair of addresses is remembered: by the last octets of both, in which neighbours differ.
+#[inline]
+fn place((first, last): (u64, u32)) -> usize {
+    let ([.., destination, _, _], [.., source]) = (first.to_le_bytes(), last.to_le_bytes());
+    usize::from(destination ^ source) % REMEMBERED
 }
