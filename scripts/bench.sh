@@ -27,6 +27,15 @@ netyard-bench bridge
 load
 # The generator and what it measures have a processor each; the emulated host would be a third.
 cleanup
-printf '\n## The switch alone\n\n'
-netyard-bench testpmd-loop --pairs "${BENCH_PAIRS:-3}"
+pairs=${BENCH_PAIRS:-3}
+printf '\n## One processor of the switch\n\n'
+netyard-bench peers --pairs "$pairs"
+load
+printf '\n## With another generator\n\n'
+netyard-bench testpmd-loop --pairs "$pairs"
+load
+printf '\n## How cost grows\n\n'
+netyard-bench growth --pairs "$pairs" --images "$(dirname "$0")/../docs/src/images"
+printf '\n## What else the switch costs\n\n'
+netyard-bench upkeep --pairs "$pairs"
 load

@@ -55,7 +55,7 @@ fn nothing_went_astray(report: &[Value], what: &str) {
 fn throughput_is_found_with_frames_buffers_and_queues_of_every_kind() {
     for args in [
         &["--size", "imix", "--flows", "100"][..],
-        &["--size", "1514"],
+        &["--ring", "packed", "--size", "1514"],
         &["--size", "super", "--queue-size", "64"],
         &["--size", "super", "--queue-size", "256", "--buffer-size", "4096"],
         &["--regions", "8", "--pairs", "2"],

@@ -4,11 +4,11 @@
 //! One processor for what is measured, one for the generator.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::cpus;
 use super::median::median;
-use crate::deadline::wait_for;
+use super::testpmd_io::TestpmdIo;
 use crate::switch::Switch;
 use crate::testpmd::Testpmd;
 
@@ -77,10 +77,9 @@ pub fn table(rows: &[Row]) -> String {
 /// # Panics
 /// When one of the programs fails.
 pub fn frames_per_second(middle: Middle, size: u32) -> f64 {
-    let last = std::thread::available_parallelism().map_or(0, |count| count.get() - 1);
     match middle {
         Middle::Switch => {
-            let switch = Switch::up("bench", &["--cpus", &last.to_string()]);
+            let switch = Switch::up("bench", &["--cpus", &cpus::measured().to_string()]);
             let sockets = [switch.add_port("p0", 1), switch.add_port("p1", 1)];
             circulate(switch.run_dir(), &sockets, size)
         }
@@ -90,10 +89,7 @@ pub fn frames_per_second(middle: Middle, size: u32) -> f64 {
                 .tempdir()
                 .expect("a folder");
             let sockets = ["a", "b"].map(|name| dir.path().join(format!("{name}.sock")));
-            let _peer = Peer::start(dir.path(), &sockets, last);
-            wait_for("the peer's sockets", LIMIT, || {
-                sockets.iter().all(|socket| socket.exists()).then_some(())
-            });
+            let _peer = TestpmdIo::start(dir.path(), &sockets, &["--no-huge"], false);
             circulate(dir.path(), &sockets, size)
         }
     }
@@ -136,59 +132,4 @@ fn circulate(dir: &Path, sockets: &[PathBuf; 2], size: u32) -> f64 {
     );
     let frames = u32::try_from(after - before).map_or(f64::MAX, f64::from);
     frames / (end - start).as_secs_f64()
-}
-
-/// `testpmd` with a vhost-user back-end a socket, moving frames from one to the other.
-#[derive(Debug)]
-struct Peer(Child);
-
-impl Peer {
-    fn start(dir: &Path, sockets: &[PathBuf; 2], cpu: usize) -> Self {
-        let mut command = Command::new("dpdk-testpmd");
-        command
-            .args([
-                "--lcores",
-                &format!("0@0,1@{cpu}"),
-                "--no-huge",
-                "-m",
-                "256",
-                "--no-pci",
-            ])
-            .args([
-                "--no-telemetry",
-                &format!("--file-prefix=nyp{}", std::process::id()),
-            ])
-            .env("XDG_RUNTIME_DIR", dir);
-        for (index, socket) in sockets.iter().enumerate() {
-            command.args([
-                "--vdev",
-                &format!("net_vhost{index},iface={},queues=1", socket.display()),
-            ]);
-        }
-        command
-            .args([
-                "--",
-                "-i",
-                "--forward-mode=io",
-                "--auto-start",
-                "--total-num-mbufs=8192",
-            ])
-            // Its prompt waits for as long as the pipe is open.
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        Self(
-            command
-                .spawn()
-                .unwrap_or_else(|error| panic!("dpdk-testpmd did not start: {error}")),
-        )
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // It was only a peer; nothing of it is kept.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }

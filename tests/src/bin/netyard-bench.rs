@@ -1,14 +1,41 @@
 //! The measurements of the performance page, each a subcommand.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
-use netyard_tests::bench::{boot, bridge, host, testpmd_loop};
+use clap::{Args, Parser, ValueEnum};
+use netyard_tests::bench::hugepages::HugePages;
+use netyard_tests::bench::throughput::Effort;
+use netyard_tests::bench::{boot, bridge, growth, host, latency, testpmd_loop, throughput, upkeep, vde};
 
 /// Measure Netyard against its peers, side by side
 #[derive(Debug, Parser)]
 enum Bench {
+    /// One processor of the switch against Open vSwitch with DPDK, testpmd in io mode and the switch of VDE, with pktgen's frames
+    Peers {
+        /// What is measured; everything if left out
+        #[arg(long, value_enum, value_delimiter = ',')]
+        only: Vec<Part>,
+        #[command(flatten)]
+        turns: Turns,
+        /// Rows of the throughput table whose names hold this text, as in `64, both ways`
+        #[arg(long)]
+        rows: Option<String>,
+    },
+    /// How the cost of a frame grows with ports, addresses, queue pairs and memory regions: a table, and a graph of each
+    Growth {
+        #[command(flatten)]
+        turns: Turns,
+        /// Folder that the graphs are written to
+        #[arg(long, default_value = "docs/src/images")]
+        images: PathBuf,
+    },
+    /// What the switch costs besides forwarding: idle processor time, memory, attaching a port, a restart, large frames against memcpy
+    Upkeep {
+        #[command(flatten)]
+        turns: Turns,
+    },
     /// Frames circulating between two DPDK virtio ports: the switch against testpmd in io mode
     TestpmdLoop {
         /// Frame sizes in octets
@@ -39,6 +66,60 @@ enum Bench {
     },
 }
 
+/// A part of the comparison with peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Frames a second
+    Throughput,
+    /// Latency, loaded and after a rest
+    Latency,
+    /// The switch of VDE, over its own protocol
+    Vde,
+}
+
+#[derive(Debug, Args)]
+struct Turns {
+    /// How often each takes its turn
+    #[arg(long, default_value_t = 3)]
+    pairs: usize,
+    /// Seconds of a turn
+    #[arg(long, default_value_t = 0.5)]
+    seconds: f64,
+}
+
+impl Turns {
+    fn effort(&self) -> Effort {
+        Effort {
+            pairs: self.pairs.max(1),
+            trial: Duration::from_secs_f64(self.seconds.clamp(0.01, 60.0)),
+            rows: None,
+        }
+    }
+}
+
+/// Huge pages that Open vSwitch and testpmd take together.
+const HUGE_PAGES: u64 = 448;
+
+fn peers(only: &[Part], effort: &Effort) -> String {
+    let wanted = |part| only.is_empty() || only.contains(&part);
+    let _pages = HugePages::reserve(HUGE_PAGES);
+    let mut text = String::new();
+    for (part, title, measure) in [
+        (
+            Part::Throughput,
+            "Frames a second",
+            throughput::measure as fn(&Effort) -> String,
+        ),
+        (Part::Latency, "Latency", latency::measure),
+        (Part::Vde, "vde_switch", vde::measure),
+    ] {
+        if wanted(part) {
+            text = [text, format!("### {title}\n\n{}\n", measure(effort))].concat();
+        }
+    }
+    text
+}
+
 fn main() -> ExitCode {
     let bench = Bench::parse();
     if matches!(bench, Bench::Boot { .. } | Bench::Bridge { .. })
@@ -47,6 +128,18 @@ fn main() -> ExitCode {
         return code.into();
     }
     let table = match bench {
+        Bench::Peers { only, turns, rows } => peers(
+            &only,
+            &Effort {
+                rows,
+                ..turns.effort()
+            },
+        ),
+        Bench::Growth { turns, images } => {
+            let effort = turns.effort();
+            growth::measure(effort.pairs, effort.trial, &images)
+        }
+        Bench::Upkeep { turns } => upkeep::measure(&turns.effort()),
         Bench::TestpmdLoop { sizes, pairs } => {
             testpmd_loop::table(&testpmd_loop::measure(&sizes, pairs.max(1)))
         }

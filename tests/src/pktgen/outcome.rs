@@ -36,6 +36,8 @@ pub struct Outcome {
     pub octets: u64,
     /// From the first frame sent to the last sent.
     pub elapsed: Duration,
+    /// The share of turns in which a stream without a rate found no room: the generator waited for the back-end.
+    pub waited: f64,
 }
 
 impl Outcome {

@@ -10,6 +10,9 @@ use virtio::memory::GuestSlice;
 use virtio::net::{HEADER_LEN, NetHeader};
 use virtio::split::driver::Buffer;
 
+/// Receive buffers that are posted at once where the ring is long enough.
+const BATCH: usize = 32;
+
 /// Who opens the socket.
 #[derive(Debug)]
 pub enum Reach {
@@ -84,30 +87,39 @@ pub struct Port {
     endpoint: Endpoint,
     /// Whether frames may be spread over several receive buffers.
     merges: bool,
+    /// Receive buffers that are posted at once.
+    batch: usize,
 }
 
 impl Port {
     /// Connects within `limit` and starts every queue pair with all receive buffers posted. Frames are no longer than `longest`.
     pub fn open(reach: Reach, options: Options, longest: usize, limit: Duration) -> Result<Self, PortError> {
         let end = Instant::now() + limit;
-        let stream = loop {
-            match reach.attempt() {
-                Ok(stream) => break stream,
-                Err(source) if Instant::now() >= end => {
-                    return Err(PortError::Absent {
-                        socket: reach.path().to_owned(),
-                        limit,
-                        source,
-                    });
-                }
-                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        let endpoint = loop {
+            let failed = match reach.attempt() {
+                Ok(stream) => match start(stream, &reach, options) {
+                    Ok(endpoint) => break endpoint,
+                    // A back-end that still sets itself up may hang up, and come back.
+                    Err(error @ EndpointError::Handshake { .. }) => error.into(),
+                    Err(error) => return Err(error.into()),
+                },
+                Err(source) => PortError::Absent {
+                    socket: reach.path().to_owned(),
+                    limit,
+                    source,
+                },
+            };
+            if Instant::now() >= end {
+                return Err(failed);
             }
+            std::thread::sleep(Duration::from_millis(1));
         };
         let room = options.buffer_len.saturating_sub(options.headroom) as usize;
         Ok(Self {
-            endpoint: start(stream, &reach, options)?,
             reach,
             options,
+            endpoint,
+            batch: usize::from(options.queue_size / 4).clamp(1, BATCH),
             merges: room < longest + HEADER_LEN,
         })
     }
@@ -239,7 +251,8 @@ impl Port {
             }
             see(first, total);
         }
-        if taken > 0 {
+        // In batches, so that the ring's lines do not go to and fro between the processors for every frame.
+        if queue.free.len() >= self.batch {
             queue.post()?;
         }
         Ok(taken)

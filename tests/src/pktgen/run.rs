@@ -108,13 +108,18 @@ impl Plan {
             }
         }
         let mut sent = vec![0; self.streams.len()];
+        let (mut turns, mut waits) = (0, 0);
         for sender in senders {
             for lane in sender.lanes {
                 sent[lane.stream] = lane.sent;
+                turns += lane.turns;
+                waits += lane.waits;
                 ports[sender.port].return_slots(sender.pair, lane.slots);
             }
         }
-        Ok(seen.outcome(&self.streams, &sent, elapsed, ports.len()))
+        let mut outcome = seen.outcome(&self.streams, &sent, elapsed, ports.len());
+        outcome.waited = as_f64(waits) / as_f64(turns.max(1));
+        Ok(outcome)
     }
 
     fn collect(
@@ -173,7 +178,10 @@ impl Plan {
             let lane = Lane {
                 stream: index,
                 slots: VecDeque::new(),
+                enough: 1,
                 sent: 0,
+                turns: 0,
+                waits: 0,
             };
             match senders
                 .iter_mut()
@@ -250,7 +258,12 @@ struct Lane {
     stream: usize,
     /// Slots that the device does not have, the one that came back first to be sent first.
     slots: VecDeque<u16>,
+    /// How many of them are worth a burst.
+    enough: usize,
     sent: u64,
+    /// How often there was a turn to send as much as goes, and how often the back-end had left no room for it.
+    turns: u64,
+    waits: u64,
 }
 
 impl Sender {
@@ -274,6 +287,7 @@ impl Sender {
         }
         for (owner, lane) in self.lanes.iter_mut().enumerate() {
             lane.slots = slots.iter().skip(owner).step_by(lanes).copied().collect();
+            lane.enough = (lane.slots.len() / 4).max(1);
         }
         Ok(())
     }
@@ -297,7 +311,7 @@ impl Sender {
         } = self;
         let elapsed = start.elapsed();
         let sent_ns = nanoseconds(elapsed);
-        let share = (BURST / lanes.len()).max(1) as u64;
+        let share = (BURST / lanes.len()).max(1);
         let mut done = true;
         let mut any = false;
         for lane in lanes {
@@ -307,10 +321,16 @@ impl Sender {
                 .map_or(u64::MAX, |limit| limit.saturating_sub(lane.sent));
             done &= left == 0;
             let due = match stream.rate {
-                None => BURST,
+                // Whole bursts: few frames at a time would cost both ends more for each.
+                None => {
+                    let full = lane.slots.len() < lane.enough.min(share);
+                    lane.turns += 1;
+                    lane.waits += u64::from(full);
+                    if full { 0 } else { BURST }
+                }
                 Some(rate) => behind(plan.target(rate, elapsed), lane.sent, BURST as u64),
             };
-            for _ in 0..(due as u64).min(share).min(left) {
+            for _ in 0..(due.min(share) as u64).min(left) {
                 let Some(slot) = lane.slots.pop_front() else { break };
                 let Some(memory) = port.slot(*pair, slot) else {
                     break;

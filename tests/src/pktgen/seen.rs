@@ -183,6 +183,7 @@ impl Seen {
             misdelivered: self.misdelivered,
             octets: self.octets,
             elapsed,
+            waited: 0.0,
         }
     }
 }

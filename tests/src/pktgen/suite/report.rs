@@ -66,6 +66,7 @@ impl Report {
         self.add(format!("{what}, forwarded"), outcome.rate(), "frames/s");
         self.add(format!("{what}, forwarded"), outcome.bits() / 1e9, "Gbit/s");
         self.add(format!("{what}, loss"), outcome.loss() * 100.0, "%");
+        self.add(format!("{what}, generator waited"), outcome.waited * 100.0, "%");
         let sum = |of: fn(&StreamOutcome) -> u64| as_f64(outcome.streams.iter().map(of).sum());
         self.add(
             format!("{what}, duplicates"),
