@@ -25,6 +25,9 @@ load
 printf '\n## Two guests\n\n'
 netyard-bench bridge
 load
+printf '\n## A virtual function\n\n'
+netyard-bench vf
+load
 # The generator and what it measures have a processor each; the emulated host would be a third.
 cleanup
 pairs=${BENCH_PAIRS:-3}

@@ -18,3 +18,4 @@ pub mod testpmd_loop;
 pub mod throughput;
 pub mod upkeep;
 pub mod vde;
+pub mod vf;

@@ -269,7 +269,7 @@ impl Drop for Running {
 
 fn bin_or_name(name: &str) -> PathBuf {
     match name {
-        "vswitch" | "lab" | "vmm" => bin::path(name),
+        "vswitch" | "lab" | "vmm" | "sriov" => bin::path(name),
         name => PathBuf::from(name),
     }
 }

@@ -1,9 +1,9 @@
-//! `sriov` on a real NIC with virtual functions and a real IOMMU, those of the emulated host.
+//! `sriov`, and labs with its virtual functions, on a NIC and an IOMMU that do what real ones do: those of the emulated host.
 
 use std::process::Output;
 
-use netyard_tests::bin;
-use netyard_tests::lab::{Place, Yard};
+use netyard_tests::lab::{Lab, Place, Yard};
+use netyard_tests::{bin, markdown};
 use serde_json::Value;
 
 const PF: &str = "0000:01:00.0";
@@ -12,6 +12,10 @@ const VFS: [&str; 2] = ["0000:01:10.0", "0000:01:10.2"];
 const NIC: &str = "0000:02:00.0";
 /// Two functions of one device in one IOMMU group.
 const PAIR: [&str; 2] = ["0000:04:00.0", "0000:04:00.1"];
+
+fn lab_file() -> std::path::PathBuf {
+    markdown::repository().join("topologies/labs/sriov.lab.yaml")
+}
 
 /// The emulated host, booted with `words` on its kernel command line.
 struct Machine(Yard);
@@ -281,8 +285,73 @@ fn e2e_sriov_tells_what_the_host_lacks() {
         "{text}"
     );
     machine.refused(&format!("bind {PF}"), "turn on the IOMMU");
+    let mut lab = machine.0.command();
+    lab.args(["up", "--host", "emulated", "--engine", "vmm"])
+        .arg(lab_file());
+    let output = bin::finish(&mut lab);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(
+        text.contains("this host cannot give devices to guests: the IOMMU is off"),
+        "{text}"
+    );
     // Without its module there is nothing to load.
     machine.shell("mount -t tmpfs none /lib/modules");
     let (_, text) = machine.sriov("check");
     assert!(text.contains("has no vfio-pci module"), "{text}");
+}
+
+/// Ping and iperf3 from a to this address of b.
+fn carries(lab: &Lab<'_>, address: &str) {
+    lab.run_until("a", &["ping", "-c", "2", "-W", "5", address]);
+    let report = lab.run("a", &["iperf3", "-c", address, "-t", "2", "-J"]);
+    let report: Value = serde_json::from_str(&report).unwrap_or_else(|error| panic!("{error} in {report}"));
+    let rate = &report["end"]["sum_received"]["bits_per_second"];
+    assert!(rate.as_f64() > Some(0.0), "{report}");
+}
+
+#[test]
+fn e2e_sriov_lab_uses_virtual_functions_beside_the_switch() {
+    let yard = Yard::new(Place::Emulated);
+    let lab = yard.up(&lab_file());
+    for (node, index, bdf) in [("a", 0, VFS[0]), ("b", 1, VFS[1])] {
+        let nic = lab.node(node)["nics"][0].clone();
+        assert_eq!(nic["device"], format!("vf {PF}:{index}"), "{nic}");
+        assert_eq!(nic["pci"], bdf, "{nic}");
+        assert_eq!(nic["link"], "up", "{nic}");
+        // The guest's driver found the address that the physical function was given.
+        let mac = nic["mac"].as_str().expect("an address");
+        let guest = lab.run(
+            node,
+            &["sh", "-c", "cat /sys/bus/pci/drivers/igbvf/0*/net/*/address"],
+        );
+        assert_eq!(guest.trim(), mac);
+    }
+    lab.run("b", &["iperf3", "-s", "-D"]);
+    carries(&lab, "10.1.0.2");
+    carries(&lab, "10.0.0.2");
+    // Both at once.
+    let streaming = lab.start("a", &["iperf3", "-c", "10.0.0.2", "-t", "5"]);
+    lab.run_until("a", &["ping", "-c", "3", "-W", "5", "10.1.0.2"]);
+    let ended = streaming.finish();
+    assert!(
+        ended.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&ended.stdout),
+        String::from_utf8_lossy(&ended.stderr)
+    );
+    // The host is on the NIC too, through the physical function.
+    let address = "ip address add 10.1.0.254/24 dev $(ls /sys/bus/pci/devices/0000:01:00.0/net)";
+    bin::succeed(&mut lab.on_host(&["sh", "-c", address]));
+    lab.run_until("b", &["ping", "-c", "2", "-W", "5", "10.1.0.254"]);
+    lab.down();
+    let look = "cat /sys/bus/pci/devices/0000:01:00.0/sriov_numvfs; ls /run/netyard/sriov; \
+                ip -br link show dev $(ls /sys/bus/pci/devices/0000:01:00.0/net)";
+    let after = bin::succeed(yard.command().args(["host", "exec", "--", "sh", "-c", look]));
+    assert!(
+        after.starts_with("0\n"),
+        "its virtual functions are gone: {after}"
+    );
+    assert!(!after.contains(".json"), "no record stays: {after}");
+    assert!(after.contains("DOWN"), "it is down as it was: {after}");
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, ValueEnum};
 use netyard_tests::bench::hugepages::HugePages;
 use netyard_tests::bench::throughput::Effort;
-use netyard_tests::bench::{boot, bridge, growth, host, latency, testpmd_loop, throughput, upkeep, vde};
+use netyard_tests::bench::{boot, bridge, growth, host, latency, testpmd_loop, throughput, upkeep, vde, vf};
 
 /// Measure Netyard against its peers, side by side
 #[derive(Debug, Parser)]
@@ -58,6 +58,15 @@ enum Bench {
     /// where there is no hardware virtualization
     Bridge {
         /// How often each network is measured
+        #[arg(long, default_value_t = 3)]
+        repeats: usize,
+        /// How long each iperf3 run takes
+        #[arg(long, default_value_t = 3)]
+        seconds: u32,
+    },
+    /// Ping and iperf3 between two guests in the emulated host: virtual functions of one NIC against NICs on the switch
+    Vf {
+        /// How often each is measured
         #[arg(long, default_value_t = 3)]
         repeats: usize,
         /// How long each iperf3 run takes
@@ -144,6 +153,7 @@ fn main() -> ExitCode {
             testpmd_loop::table(&testpmd_loop::measure(&sizes, pairs.max(1)))
         }
         Bench::Boot { runs, limit } => boot::table(&boot::measure(runs.max(1), Duration::from_secs(limit))),
+        Bench::Vf { repeats, seconds } => vf::table(&vf::measure(repeats.max(1), seconds.max(1))),
         Bench::Bridge { repeats, seconds } => bridge::table(&bridge::measure(repeats.max(1), seconds.max(1))),
     };
     print!("{table}");
