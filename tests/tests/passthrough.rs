@@ -22,6 +22,7 @@ const DRIVE: &str = "0000:03:00.0";
 /// A device of two functions in one IOMMU group.
 const PAIR: [&str; 2] = ["0000:04:00.0", "0000:04:00.1"];
 
+const GUEST_MIB: u64 = 384;
 const REBOOTS: u32 = 10;
 const PATIENCE: Duration = Duration::from_mins(4);
 
@@ -137,7 +138,7 @@ impl Rig<'_> {
 fn e2e_vfio_devices_come_work_and_go() {
     let yard = Yard::new(Place::Emulated);
     let path = yard.dir().join("pass.lab.yaml");
-    let text = "name: pass\nswitches: {lan: }\nnodes:\n  a: {image: debian-hardware, cpus: 2, memory: 256M, \
+    let text = "name: pass\nswitches: {lan: }\nnodes:\n  a: {image: debian-hardware, cpus: 2, memory: 384M, \
                 nics: [{switch: lan, ip: 10.0.0.1/24}]}\n";
     std::fs::write(&path, text).unwrap();
     let rig = Rig { lab: yard.up(&path) };
@@ -146,7 +147,7 @@ fn e2e_vfio_devices_come_work_and_go() {
     traffic_does_not_keep_a_vf(&rig);
     the_host_takes_a_vf_back(&rig);
     a_drive_is_written(&rig);
-    a_nic_interrupts_in_every_way(&rig);
+    a_nic_interrupts_by_pin_and_by_message(&rig);
     a_whole_nic_interrupts_every_cpu(&rig);
     a_device_of_two_functions(&rig);
     refusals(&rig);
@@ -158,7 +159,7 @@ fn a_vf_is_plugged_and_survives_reboots(rig: &Rig<'_>) {
     assert_eq!(rig.pinned(), 0);
     rig.plug(VF);
     // Guest RAM, and nothing else, is what a device can reach.
-    assert_eq!(rig.pinned(), 256 << 10);
+    assert_eq!(rig.pinned(), GUEST_MIB << 10);
     rig.guest_until("ls /sys/bus/pci/devices/0000:00:10.0");
     rig.vf_works();
     assert_eq!(
@@ -183,12 +184,12 @@ fn a_vf_is_plugged_and_survives_reboots(rig: &Rig<'_>) {
         rig.guest_until(&format!("[ $({id}) != {} ]", before.trim()));
         rig.vf_works();
     }
-    assert_eq!(rig.pinned(), 256 << 10);
+    assert_eq!(rig.pinned(), GUEST_MIB << 10);
 }
 
 fn traffic_does_not_keep_a_vf(rig: &Rig<'_>) {
     for _ in 0..2 {
-        let traffic = rig.lab.start("a", &["ping", "-f", "-w", "600", HOST]);
+        let traffic = rig.lab.start("a", &["ping", "-A", "-w", "600", HOST]);
         rig.unplug(VF);
         drop(traffic);
         assert_eq!((rig.pinned(), rig.devices().as_str()), (0, ""));
@@ -199,7 +200,7 @@ fn traffic_does_not_keep_a_vf(rig: &Rig<'_>) {
 }
 
 fn the_host_takes_a_vf_back(rig: &Rig<'_>) {
-    let traffic = rig.lab.start("a", &["ping", "-f", "-w", "600", HOST]);
+    let traffic = rig.lab.start("a", &["ping", "-A", "-w", "600", HOST]);
     rig.host(&format!("echo 0 > /sys/bus/pci/devices/{NIC}/sriov_numvfs"));
     drop(traffic);
     assert_eq!((rig.pinned(), rig.devices().as_str()), (0, ""));
@@ -209,11 +210,14 @@ fn the_host_takes_a_vf_back(rig: &Rig<'_>) {
 fn a_drive_is_written(rig: &Rig<'_>) {
     rig.bind(DRIVE);
     rig.plug(DRIVE);
+    rig.guest("modprobe nvme");
+    rig.guest_until("[ -b /dev/nvme0n1 ]");
     let written = rig.guest(
-        "modprobe nvme; until [ -b /dev/nvme0n1 ]; do sleep 0.2; done; dd if=/dev/urandom of=/tmp/x bs=64k count=32 2>/dev/null; \
+        "dd if=/dev/urandom of=/tmp/x bs=64k count=32 2>/dev/null; \
          dd if=/tmp/x of=/dev/nvme0n1 bs=64k oflag=direct 2>/dev/null; \
-         dd if=/dev/nvme0n1 bs=64k count=32 iflag=direct 2>/dev/null | cmp - /tmp/x && sha256sum < /tmp/x",
+         dd if=/dev/nvme0n1 bs=64k count=32 iflag=direct 2>/dev/null | sha256sum",
     );
+    assert_eq!(rig.guest("sha256sum < /tmp/x"), written);
     rig.unplug(DRIVE);
     rig.host("modprobe nvme");
     rig.release(DRIVE);
@@ -222,10 +226,10 @@ fn a_drive_is_written(rig: &Rig<'_>) {
     assert_eq!(read, written);
 }
 
-fn a_nic_interrupts_in_every_way(rig: &Rig<'_>) {
+fn a_nic_interrupts_by_pin_and_by_message(rig: &Rig<'_>) {
     rig.bind(E1000E);
     rig.plug(E1000E);
-    for (mode, kind) in [(0, "IO-APIC"), (1, "PCI-MSI"), (2, "PCI-MSI")] {
+    for (mode, kind) in [(0, "IO-APIC"), (2, "PCI-MSI")] {
         let load = format!("rmmod e1000e 2>/dev/null; modprobe e1000e IntMode={mode}");
         rig.guest_pings(&load, "e1000e", "10.0.2.15/24", GATEWAY);
         let counts = rig.interrupts(kind, "eth1");
@@ -335,6 +339,6 @@ fn a_killed_vmm_leaves_a_device_that_works(rig: &Rig<'_>) {
     rig.release(VF);
     rig.host_until(&format!(
         "vf=$(ls /sys/bus/pci/devices/{VF}/net) && ip link set $vf up && ip address replace 10.0.2.16/24 dev $vf && \
-         ping -c 2 -W 5 -I $vf {GATEWAY}"
+         busybox ping -c 2 -W 5 -I $vf {GATEWAY}"
     ));
 }

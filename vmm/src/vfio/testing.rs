@@ -30,6 +30,8 @@ pub(super) struct FakeDevice {
     pub(super) irqs: [u32; 3],
     pub(super) can_add: bool,
     pub(super) asked: Mutex<Vec<Asked>>,
+    /// What the host signals when it has something to say.
+    pub(super) notices: Mutex<Vec<(Irq, EventFd)>>,
 }
 
 /// Each record is the offset of a register and hexadecimal digits from there on.
@@ -67,6 +69,7 @@ pub(super) fn igb() -> FakeDevice {
         irqs: [1, 1, 10],
         can_add: false,
         asked: Mutex::default(),
+        notices: Mutex::default(),
     }
 }
 
@@ -153,6 +156,15 @@ impl HostDevice for FakeDevice {
     fn set_triggers(&self, irq: Irq, start: u32, events: &[Option<&EventFd>]) -> io::Result<()> {
         let there = events.iter().map(Option::is_some).collect();
         self.note(Asked::Triggers(irq, start, there));
+        if matches!(irq, Irq::Error | Irq::Request) {
+            let mut notices = self.notices.lock().unwrap();
+            notices.extend(
+                events
+                    .iter()
+                    .flatten()
+                    .map(|event| (irq, event.try_clone().unwrap())),
+            );
+        }
         Ok(())
     }
 

@@ -188,3 +188,20 @@ fn a_reset_of_the_machine_stops_the_device_first() {
     assert!(removed.is_ok() && rig.device.take().contains(&Asked::Reset));
     assert_eq!(rig.read(0, 2), [0xff, 0xff]);
 }
+
+#[test]
+fn a_rom_answers_when_it_is_switched_on() {
+    let mut device = igb();
+    device.regions[6] = 0x1000;
+    let rig = Rig::new(device);
+    let mut data = [0; 4];
+    assert_eq!(rig.read(0x30, 4), [0; 4]);
+    rig.write(0x30, &[0xfe, 0xff, 0xff, 0xff]);
+    assert_eq!(rig.read(0x30, 4), 0xffff_f000u32.to_le_bytes());
+    rig.write(0x30, &0xd800_0000u32.to_le_bytes());
+    assert!(!rig.mmio.read(0xd800_0000, &mut data), "it is off");
+    rig.write(0x30, &0xd800_0001u32.to_le_bytes());
+    assert!(rig.mmio.read(0xd800_0000, &mut data));
+    rig.write(0x30, &0xd800_0000u32.to_le_bytes());
+    assert!(!rig.mmio.read(0xd800_0000, &mut data));
+}

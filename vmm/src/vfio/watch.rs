@@ -82,3 +82,33 @@ impl Drop for Watch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::vfio::testing::igb;
+
+    #[test]
+    fn the_host_is_heard_until_the_watch_ends() {
+        let device = igb();
+        let (sender, receiver) = channel();
+        let watch = Watch::start(&device, move |notice| sender.send(notice).unwrap()).unwrap();
+        let notices = std::mem::take(&mut *device.notices.lock().unwrap());
+        assert_eq!(notices.len(), 2);
+        for (irq, event) in &notices {
+            event.write(1).unwrap();
+            let notice = if *irq == Irq::Error {
+                Notice::Failed
+            } else {
+                Notice::Wanted
+            };
+            assert_eq!(receiver.recv_timeout(Duration::from_secs(20)), Ok(notice));
+        }
+        drop(watch);
+        // The thread has ended, and with it the sender.
+        receiver.recv().unwrap_err();
+    }
+}

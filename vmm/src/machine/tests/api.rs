@@ -4,6 +4,7 @@ use super::images::{await_button, bzimage, halt, power_off, print};
 use super::*;
 use crate::api::{ApiError, serve};
 use crate::client::{Client, ClientError};
+use crate::vfio::Source;
 
 fn on_runtime<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
@@ -43,6 +44,15 @@ fn commands_do_what_they_say() {
             (info.state, info.pid, info.resets),
             (State::Running, std::process::id(), 0)
         );
+        assert_eq!(info.devices, []);
+        let absent: Source = "0000:ff:1f.7".parse().unwrap();
+        let error = client.add_device(&absent).await.unwrap_err().to_string();
+        assert!(error.contains("0000:ff:1f.7 refused: there is none"), "{error}");
+        let error = client.remove_device("0000:ff:1f.7", false).await.unwrap_err();
+        assert!(error.to_string().contains("this VM has no device"), "{error}");
+        let passed: Source = "fd=3".parse().unwrap();
+        let error = client.add_device(&passed).await.unwrap_err().to_string();
+        assert!(error.contains("by its address"), "{error}");
         client.command(Command::Pause).await.unwrap();
         assert_eq!(client.info().await.unwrap().state, State::Paused);
         client.command(Command::Resume).await.unwrap();
