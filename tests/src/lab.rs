@@ -76,10 +76,18 @@ impl Yard {
     /// # Panics
     /// When it cannot be written.
     pub fn two_nodes(&self, name: &str, isolate: bool) -> PathBuf {
+        self.two_nodes_with(name, 2, isolate)
+    }
+
+    /// As [`two_nodes`](Self::two_nodes), with as many queue pairs on each NIC.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn two_nodes_with(&self, name: &str, queues: u16, isolate: bool) -> PathBuf {
         let node = |node: &str, last: u8| {
             let isolate = if isolate { ", isolate: true" } else { "" };
             format!(
-                "  {node}: {{cpus: 2, memory: 256M, nics: [{{switch: lan, ip: 10.0.0.{last}/24, queues: 2{isolate}}}]}}\n"
+                "  {node}: {{cpus: 2, memory: 256M, nics: [{{switch: lan, ip: 10.0.0.{last}/24, queues: {queues}{isolate}}}]}}\n"
             )
         };
         let text = format!(

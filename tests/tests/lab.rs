@@ -183,6 +183,77 @@ fn e2e_lab_qemu() {
     demo(Place::Qemu, false);
 }
 
+/// A stream in either direction. Returns the bytes of a frame that `a` and that `b` sent, on the average.
+fn streams(lab: &Lab<'_>) -> [u64; 2] {
+    ["a", "b"].map(|from| {
+        let sent = || {
+            let port = lab.port(&format!("{from}-0"));
+            ["rx_bytes", "rx_frames"].map(|name| port["counters"][name].as_u64().unwrap_or(0))
+        };
+        let before = sent();
+        let mut stream = vec!["iperf3", "-c", "10.0.0.2", "-n", "8M"];
+        stream.extend((from == "b").then_some("-R"));
+        lab.run("a", &stream);
+        let after = sent();
+        (after[0] - before[0]) / (after[1] - before[1]).max(1)
+    })
+}
+
+/// What a driver may do to its NIC: other numbers of queue pairs, offloads on and off at either end, and letting go of it.
+#[test]
+fn e2e_qemu_queue_pairs_offloads_and_a_driver_that_comes_back() {
+    let yard = Yard::new(Place::Qemu);
+    let lab = yard.up(&yard.two_nodes_with("driver", 4, false));
+    ping(&lab);
+    lab.run("b", &["iperf3", "-s", "-D"]);
+    for pairs in [1, 3, 4, 2] {
+        for node in ["a", "b"] {
+            lab.run(node, &["ethtool", "-L", "eth0", "combined", &pairs.to_string()]);
+            wait_for(
+                "the switch to know of the queue pairs",
+                Place::Qemu.patience(),
+                || (lab.port(&format!("{node}-0"))["enabled_queue_pairs"] == pairs).then_some(()),
+            );
+        }
+        streams(&lab);
+    }
+    for offloads in [["off", "on"], ["off", "off"], ["on", "off"], ["on", "on"]] {
+        for (node, on) in ["a", "b"].into_iter().zip(offloads) {
+            lab.run(
+                node,
+                &["ethtool", "-K", "eth0", "tx", on, "sg", on, "tso", on, "gso", on],
+            );
+        }
+        // Acknowledgements count as well: segments of a stream are what makes the average large.
+        for ((node, on), bytes) in ["a", "b"].into_iter().zip(offloads).zip(streams(&lab)) {
+            assert_eq!(bytes > 1514, on == "on", "{node}, {on}: {bytes} bytes a frame");
+        }
+    }
+    lab.run(
+        "a",
+        &[
+            "sh",
+            "-ec",
+            "device=$(basename $(readlink /sys/class/net/eth0/device))
+             cd /sys/bus/virtio/drivers/virtio_net
+             for round in 1 2 3; do
+                 echo $device > unbind
+                 test ! -e /sys/class/net/eth0
+                 echo $device > bind
+             done
+             ip link set eth0 up
+             ip addr add 10.0.0.1/24 dev eth0",
+        ],
+    );
+    ping(&lab);
+    streams(&lab);
+    guest_reboot(&lab, Place::Qemu);
+    lab.run("b", &["iperf3", "-s", "-D"]);
+    streams(&lab);
+    lab.down();
+    nothing_is_left(&yard);
+}
+
 #[test]
 fn e2e_lab_qemu_isolated() {
     demo(Place::Qemu, true);
