@@ -54,6 +54,11 @@ impl Kick {
         checked(file).map(Self)
     }
 
+    /// Another handle on the same eventfd.
+    pub(crate) fn try_clone(&self) -> std::io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
     /// Forget the kicks so far. Never blocks, whatever the peer did to the descriptor's flags.
     pub fn drain(&self) {
         let mut count = [0u8; 8];

@@ -6,6 +6,7 @@
 mod back_channel;
 mod connection;
 mod handler;
+mod handover;
 mod rings;
 mod socket;
 
@@ -14,6 +15,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -22,8 +24,10 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 
 use crate::config::{PortConfig, PortError};
 use crate::plane::DevicePlane;
-use connection::{Connection, ConnectionError};
+use connection::{Connection, ConnectionError, End};
 use handler::Handler;
+use handover::{ConnectionState, Fds};
+pub use handover::{Handover, SessionState};
 use socket::Server;
 pub use socket::SocketError;
 pub(crate) use socket::connect;
@@ -123,6 +127,8 @@ impl SessionStatus {
 pub(crate) struct Shared {
     stop: OwnedFd,
     stopping: AtomicBool,
+    /// It stops to be gone on with elsewhere.
+    handing_over: AtomicBool,
     link_up: AtomicBool,
     /// Counts changes of the link state that the session's thread has not looked at.
     link_changed: OwnedFd,
@@ -135,6 +141,7 @@ impl Shared {
         Ok(Self {
             stop: event()?,
             stopping: AtomicBool::new(false),
+            handing_over: AtomicBool::new(false),
             link_up: AtomicBool::new(link_up),
             link_changed: event()?,
             status: Mutex::default(),
@@ -183,30 +190,77 @@ impl Session {
         plane: Arc<dyn DevicePlane>,
     ) -> Result<SessionHandle, SessionError> {
         port.check()?;
-        let shared = Arc::new(Shared::new(port.link_up)?);
         let server = match socket.mode {
             SocketMode::Server => Some(Server::bind(&socket.path)?),
             SocketMode::Client => None,
         };
+        Self::start(socket, port, plane, server, None)
+    }
+
+    /// Go on with a session that [`SessionHandle::hand_over`] stopped. The port must be what it was.
+    pub fn resume(
+        socket: SocketConfig,
+        port: PortConfig,
+        plane: Arc<dyn DevicePlane>,
+        handover: Handover,
+    ) -> Result<SessionHandle, SessionError> {
+        port.check()?;
+        let Handover { state, fds } = handover;
+        let mut fds = Fds(fds.into_iter());
+        let server = fds
+            .next_if(state.listener)?
+            .map(|listener| Server::take_over(listener, &socket.path));
+        let stream = fds.next_if(state.connection.is_some())?.map(UnixStream::from);
+        let resumed = Resumed { state, stream, fds };
+        Self::start(socket, port, plane, server, Some(resumed))
+    }
+
+    fn start(
+        socket: SocketConfig,
+        port: PortConfig,
+        plane: Arc<dyn DevicePlane>,
+        server: Option<Server>,
+        resumed: Option<Resumed>,
+    ) -> Result<SessionHandle, SessionError> {
+        let shared = Arc::new(Shared::new(port.link_up)?);
+        if let Some(resumed) = &resumed {
+            let mut status = shared.status();
+            status.connections = resumed.state.connections;
+            status.errors = resumed.state.errors;
+        }
         let worker = Worker {
             socket,
             port: Arc::new(port),
             plane,
             shared: Arc::clone(&shared),
+            server,
         };
+        // Before anybody is told that it goes on: what cannot be gone on with is refused.
+        let (tell, told) = std::sync::mpsc::channel();
+        let (give, given) = std::sync::mpsc::channel();
         // Thread names are cut to 15 bytes by the kernel; the port's name is what tells them apart.
         let name = format!("vu-{}", worker.port.name);
-        let thread = std::thread::Builder::new()
-            .name(name)
-            .spawn(move || match server {
-                Some(server) => worker.listen(&server),
-                None => worker.connect(),
-            })?;
-        Ok(SessionHandle {
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            let handover = worker.run(resumed, &tell);
+            let _ = give.send(handover);
+        })?;
+        let handle = SessionHandle {
             shared,
             thread: Mutex::new(Some(thread)),
-        })
+            handover: Mutex::new(given),
+        };
+        match told.recv() {
+            Ok(Some(error)) => Err(error.into()),
+            Ok(None) | Err(_) => Ok(handle),
+        }
     }
+}
+
+/// A session to be gone on with.
+struct Resumed {
+    state: SessionState,
+    stream: Option<UnixStream>,
+    fds: Fds,
 }
 
 /// The owner's end of a session. Dropping it stops the session.
@@ -214,17 +268,39 @@ impl Session {
 pub struct SessionHandle {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// What the thread leaves when it was stopped to be gone on with.
+    handover: Mutex<Receiver<Option<Handover>>>,
 }
 
 impl SessionHandle {
     /// End the session: the front-end is disconnected, the socket removed, and the plane no longer called.
     pub fn stop(&self) {
-        self.shared.stopping.store(true, Ordering::Release);
-        let _ = rustix::io::write(&self.shared.stop, &1u64.to_ne_bytes());
+        self.tell_to_stop();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if thread.is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("a session ended by a panic");
         }
+    }
+
+    /// Begin what [`SessionHandle::hand_over`] ends: with many sessions, each has this done first.
+    pub fn begin_hand_over(&self) {
+        self.shared.handing_over.store(true, Ordering::Release);
+        self.tell_to_stop();
+    }
+
+    /// End the session without its front-end noticing: [`Session::resume`] goes on with it, here or in another process.
+    /// `None` when it had ended before, or cannot be gone on with.
+    pub fn hand_over(&self) -> Option<Handover> {
+        self.begin_hand_over();
+        let given = self.handover.lock().unwrap_or_else(PoisonError::into_inner);
+        // The thread's own end takes the kernel some milliseconds, for which nobody need wait.
+        drop(self.thread.lock().unwrap_or_else(PoisonError::into_inner).take());
+        given.recv().ok().flatten()
+    }
+
+    fn tell_to_stop(&self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        let _ = rustix::io::write(&self.shared.stop, &1u64.to_ne_bytes());
     }
 
     /// Set the link state that the front-end reads from the configuration space. Never waits; a front-end that
@@ -251,17 +327,107 @@ struct Worker {
     port: Arc<PortConfig>,
     plane: Arc<dyn DevicePlane>,
     shared: Arc<Shared>,
+    server: Option<Server>,
+}
+
+/// How serving one front-end ended.
+enum Served {
+    Well,
+    Badly,
+    /// It was stopped to be gone on with: the front-end's connection and its state.
+    Saved(ConnectionState, Vec<OwnedFd>),
 }
 
 impl Worker {
-    fn listen(&self, server: &Server) {
+    fn run(mut self, resumed: Option<Resumed>, told: &Sender<Option<io::Error>>) -> Option<Handover> {
+        let served = match resumed {
+            Some(resumed) => self.go_on(resumed, told),
+            None => None,
+        };
+        let _ = told.send(None);
+        let saved = match served {
+            Some(Served::Saved(state, fds)) => Some((state, fds)),
+            _ if self.server.is_some() => self.listen(),
+            _ => self.connect(),
+        };
+        if !self.shared.handing_over.load(Ordering::Acquire) {
+            return None;
+        }
+        self.saved(saved)
+            .inspect_err(|error| tracing::error!(port = %self.port.name, "not handed over: {error}"))
+            .ok()
+    }
+
+    fn saved(&mut self, connection: Option<(ConnectionState, Vec<OwnedFd>)>) -> io::Result<Handover> {
+        let (connection, more) = connection.unzip();
+        let mut fds = Vec::new();
+        if let Some(server) = &mut self.server {
+            fds.push(server.hand_over()?);
+        }
+        fds.extend(more.into_iter().flatten());
+        let status = self.shared.status();
+        Ok(Handover {
+            state: SessionState {
+                listener: self.server.is_some(),
+                connection,
+                connections: status.connections,
+                errors: status.errors,
+            },
+            fds,
+        })
+    }
+
+    /// Serve the front-end that was connected elsewhere, if there was one.
+    fn go_on(&self, resumed: Resumed, told: &Sender<Option<io::Error>>) -> Option<Served> {
+        let Resumed {
+            state,
+            stream,
+            mut fds,
+        } = resumed;
+        let (connection, stream) = state.connection.zip(stream)?;
+        {
+            let mut status = self.shared.status();
+            status.connected = true;
+        }
+        self.plane.connected();
+        let handler = self.handler();
+        let again = Connection::resume(
+            stream,
+            Arc::clone(&handler),
+            self.socket.patience,
+            connection.features,
+            connection.protocol,
+        );
+        let restored = again.map_err(io::Error::other).and_then(|again| {
+            let mut handler = handler.lock().unwrap_or_else(PoisonError::into_inner);
+            handler.restore(&connection, &mut fds)?;
+            Ok(again)
+        });
+        match restored {
+            Ok(connection) => {
+                let _ = told.send(None);
+                Some(self.attend(Ok(connection), handler, true))
+            }
+            Err(error) => {
+                self.plane.disconnected();
+                self.shared.stopping.store(true, Ordering::Release);
+                let _ = told.send(Some(error));
+                Some(Served::Badly)
+            }
+        }
+    }
+
+    fn listen(&self) -> Option<(ConnectionState, Vec<OwnedFd>)> {
+        let server = self.server.as_ref()?;
         while !self.shared.stopping.load(Ordering::Acquire) {
             match server.accept(&self.shared.stop) {
-                Ok(Some(stream)) => {
-                    if !self.serve(stream, Some(server)) {
+                Ok(Some(stream)) => match self.serve(stream) {
+                    Served::Well => {}
+                    Served::Badly => {
                         self.shared.sleep(PAUSE);
                     }
-                }
+                    Served::Saved(state, fds) => return Some((state, fds)),
+                },
                 Ok(None) => {}
                 Err(error) => {
                     tracing::warn!(port = %self.port.name, "cannot accept a connection: {error}");
@@ -269,26 +435,36 @@ impl Worker {
                 }
             }
         }
+        None
     }
 
-    fn connect(&self) {
+    fn connect(&self) -> Option<(ConnectionState, Vec<OwnedFd>)> {
         let mut pause = PAUSE;
         while !self.shared.stopping.load(Ordering::Acquire) {
             match socket::connect(&self.socket.path) {
-                Ok(stream) => {
-                    if self.serve(stream, None) {
-                        pause = PAUSE;
-                    }
-                }
+                Ok(stream) => match self.serve(stream) {
+                    Served::Well => pause = PAUSE,
+                    Served::Badly => {}
+                    Served::Saved(state, fds) => return Some((state, fds)),
+                },
                 Err(error) => tracing::debug!(port = %self.port.name, "not connected: {error}"),
             }
             self.shared.sleep(pause);
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+        None
     }
 
-    /// Serve one front-end to its end; false when the end was an error.
-    fn serve(&self, stream: UnixStream, server: Option<&Server>) -> bool {
+    fn handler(&self) -> Arc<Mutex<Handler>> {
+        Arc::new(Mutex::new(Handler::new(
+            Arc::clone(&self.port),
+            Arc::clone(&self.plane),
+            Arc::clone(&self.shared),
+        )))
+    }
+
+    /// Serve one front-end to its end.
+    fn serve(&self, stream: UnixStream) -> Served {
         {
             let mut status = self.shared.status();
             let (connections, errors, last_error) =
@@ -302,14 +478,27 @@ impl Worker {
             };
         }
         self.plane.connected();
-        let handler = Handler::new(
-            Arc::clone(&self.port),
-            Arc::clone(&self.plane),
-            Arc::clone(&self.shared),
-        );
-        let handler = Arc::new(Mutex::new(handler));
-        let result = Connection::new(stream, Arc::clone(&handler), self.socket.patience)
-            .and_then(|mut connection| connection.serve(&self.shared, server));
+        let handler = self.handler();
+        let connection = Connection::new(stream, Arc::clone(&handler), self.socket.patience);
+        self.attend(connection, handler, false)
+    }
+
+    fn attend(
+        &self,
+        connection: Result<Connection, ConnectionError>,
+        handler: Arc<Mutex<Handler>>,
+        greeted: bool,
+    ) -> Served {
+        let mut saved = None;
+        let result = connection.and_then(|mut connection| {
+            let end = connection.serve(&self.shared, self.server.as_ref(), greeted)?;
+            if end == End::Stopped && self.shared.handing_over.load(Ordering::Acquire) {
+                let (state, fds) = handler.lock().unwrap_or_else(PoisonError::into_inner).save()?;
+                let stream = OwnedFd::from(connection.into_stream());
+                saved = Some((state, std::iter::once(stream).chain(fds).collect()));
+            }
+            Ok(())
+        });
         // Rings first, memory after them: `Handler` owns the mappings and goes last.
         self.plane.disconnected();
         drop(handler);
@@ -325,11 +514,18 @@ impl Worker {
             ..SessionStatus::default()
         };
         drop(status);
+        if let Some((state, fds)) = saved {
+            return Served::Saved(state, fds);
+        }
         match &result {
             Ok(()) => tracing::info!(port = %self.port.name, "the front-end disconnected"),
             Err(error) => tracing::warn!(port = %self.port.name, "connection ended: {error}"),
         }
-        result.is_ok()
+        if result.is_ok() {
+            Served::Well
+        } else {
+            Served::Badly
+        }
     }
 }
 

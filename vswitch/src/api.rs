@@ -13,9 +13,10 @@ use utoipa::OpenApi;
 use vhost_net_backend::session::SessionError;
 
 use crate::config::LinkSetting;
+use crate::daemon::{RestartError, Restarter};
 use crate::model::{
     ApiErrorBody, BridgeView, FdbEntryView, FdbView, Flushed, NewFdbEntry, NewPort, PortChange, PortCounters,
-    PortState, PortView, QueueView,
+    PortState, PortView, QueueView, Restart, Restarted,
 };
 use crate::switch::{Switch, SwitchError};
 
@@ -26,6 +27,8 @@ pub struct ApiState {
     pub switch: Arc<Switch>,
     /// Set to ask the daemon to end.
     pub shutdown: watch::Sender<Shutdown>,
+    /// Passes the bridge on.
+    pub restarter: Arc<Restarter>,
 }
 
 /// How the daemon shall end.
@@ -37,6 +40,8 @@ pub enum Shutdown {
     Keep,
     /// Remove every trace of the bridge.
     Remove,
+    /// Another daemon has the bridge: touch nothing.
+    HandedOver,
 }
 
 /// The OpenAPI document.
@@ -49,6 +54,7 @@ pub enum Shutdown {
     paths(
         handlers::show_bridge,
         handlers::shut_down,
+        handlers::restart,
         handlers::list_ports,
         handlers::add_port,
         handlers::show_port,
@@ -73,6 +79,8 @@ pub enum Shutdown {
         FdbEntryView,
         NewFdbEntry,
         Flushed,
+        Restart,
+        Restarted,
         ApiErrorBody
     ))
 )]
@@ -83,6 +91,7 @@ pub fn router(state: ApiState) -> Router {
     Router::new()
         .route("/v1/bridge", get(handlers::show_bridge))
         .route("/v1/shutdown", post(handlers::shut_down))
+        .route("/v1/restart", post(handlers::restart))
         .route("/v1/ports", get(handlers::list_ports).post(handlers::add_port))
         .route(
             "/v1/ports/{name}",
@@ -122,6 +131,16 @@ fn session_status(error: &SessionError) -> StatusCode {
         SessionError::Port(_) => StatusCode::BAD_REQUEST,
         SessionError::Socket(_) => StatusCode::CONFLICT,
         SessionError::Os(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+impl From<RestartError> for ApiError {
+    fn from(error: RestartError) -> Self {
+        let status = match &error {
+            RestartError::NotStarted { .. } => StatusCode::BAD_REQUEST,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self(status, error.to_string())
     }
 }
 

@@ -40,8 +40,13 @@ pub struct Bridge {
 impl Bridge {
     /// A bridge without ports.
     pub fn new(settings: &BridgeSettings) -> Self {
+        Self::with_clock(settings, Clock::new())
+    }
+
+    /// A bridge without ports, with a clock that may have run before.
+    pub fn with_clock(settings: &BridgeSettings, clock: Clock) -> Self {
         Self {
-            clock: Clock::new(),
+            clock,
             fdb: Fdb::new(FdbConfig {
                 size: settings.fdb_size,
                 ageing: settings.ageing,

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::client::{Client, ClientError};
 use crate::daemon::{self, DaemonError};
-use crate::model::{BridgeView, NewFdbEntry, NewPort, PortChange};
+use crate::model::{BridgeView, NewFdbEntry, NewPort, PortChange, Restart};
 use crate::run_dir::{BridgeDir, RunDirError};
 use args::{Args, Command, FdbCommand, Format, PortCommand, UpArgs};
 
@@ -93,7 +93,12 @@ fn run_daemon(up: UpArgs) -> Result<(), CliError> {
     {
         tracing::debug!("no session of its own: {error}");
     }
-    daemon::run(&BridgeDir::new(&up.bridge)?, up.settings)?;
+    let dir = BridgeDir::new(&up.bridge)?;
+    if up.take_over {
+        daemon::take_over(&dir)?;
+    } else {
+        daemon::run(&dir, up.settings)?;
+    }
     Ok(())
 }
 
@@ -118,6 +123,23 @@ async fn control(command: Command, format: Format) -> Result<(), CliError> {
             } else {
                 print(&format!("bridge {bridge} is down\n"))
             }
+        }
+        Command::Restart { bridge, program } => {
+            let program = match program {
+                Some(program) => std::path::absolute(program),
+                None => std::env::current_exe(),
+            };
+            let program = Some(program.map_err(CliError::Output)?);
+            let restarted = Client::new(&bridge)?.restart(&Restart { program }).await?;
+            if format == Format::Json {
+                return print_json(&restarted);
+            }
+            print(&format!(
+                "bridge {bridge} goes on in pid {}; its ports stood still for {}.{:03} ms\n",
+                restarted.pid,
+                restarted.stopped_us / 1000,
+                restarted.stopped_us % 1000
+            ))
         }
         Command::Show { bridge: Some(bridge) } => {
             let view = Client::new(&bridge)?.bridge().await?;

@@ -11,7 +11,8 @@ use tokio::net::UnixStream;
 
 use crate::mac::MacAddr;
 use crate::model::{
-    ApiErrorBody, BridgeView, FdbEntryView, Flushed, NewFdbEntry, NewPort, PortChange, PortView,
+    ApiErrorBody, BridgeView, FdbEntryView, Flushed, NewFdbEntry, NewPort, PortChange, PortView, Restart,
+    Restarted,
 };
 use crate::run_dir::{BridgeDir, RunDirError};
 
@@ -137,6 +138,12 @@ impl Client {
     pub async fn openapi(&self) -> Result<String, ClientError> {
         let body = self.request(Method::GET, "/v1/openapi.json", Vec::new()).await?;
         Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
+    /// Has another process go on with the bridge.
+    pub async fn restart(&self, restart: &Restart) -> Result<Restarted, ClientError> {
+        self.request_json(Method::POST, "/v1/restart", self.body(restart)?)
+            .await
     }
 
     /// Asks the daemon to end. With `keep`, its settings stay for the next `up`.

@@ -1,6 +1,7 @@
 //! The life of a bridge's daemon: start, detached or not, and end.
 
 mod detach;
+mod restart;
 
 use std::fs;
 use std::io;
@@ -17,10 +18,12 @@ use crate::api::{ApiState, Shutdown, router};
 use crate::client::ClientError;
 use crate::config::{BridgeConfig, BridgeSettings, ConfigError, PollMode};
 use crate::fdb::OnFull;
-use crate::run_dir::{BridgeDir, RunDirError};
+use crate::handover;
+use crate::run_dir::{BridgeDir, Claim, RunDirError};
 use crate::switch::{Switch, SwitchError};
 
 pub use detach::{down, start_detached};
+pub use restart::{RestartError, Restarter};
 
 /// The shortest time between two sweeps of aged addresses.
 const SWEEP_MIN: Duration = Duration::from_secs(1);
@@ -61,6 +64,9 @@ pub enum DaemonError {
     /// There is nothing to end.
     #[error("bridge {0} is not up: `vswitch show` lists the bridges that are")]
     NotUp(String),
+    /// The bridge of another daemon could not be taken over.
+    #[error(transparent)]
+    Restart(#[from] RestartError),
     /// A file that is no socket stands where the API's socket belongs.
     #[error("{0} is not a socket: move it away")]
     NotASocket(PathBuf),
@@ -117,16 +123,39 @@ pub fn run(dir: &BridgeDir, settings: SettingsArgs) -> Result<(), DaemonError> {
     let claim = dir.claim()?;
     let mut config = BridgeConfig::load(dir)?.unwrap_or_default();
     config.settings = settings.over(config.settings);
+    let switch = Switch::start(dir.name(), config, Some(dir.clone()))?;
+    run_switch(dir, claim, switch, listen(dir)?, || Ok(()))
+}
+
+/// Goes on with the bridge of the daemon that started this process, over its standard input.
+pub fn take_over(dir: &BridgeDir) -> Result<(), DaemonError> {
+    let (taken, socket) = restart::take_over(dir)?;
+    let said = move || handover::say_done(&socket);
+    run_switch(dir, taken.claim, taken.switch, taken.listener, said)
+}
+
+fn run_switch(
+    dir: &BridgeDir,
+    claim: Claim,
+    switch: Switch,
+    listener: std::os::unix::net::UnixListener,
+    ready: impl FnOnce() -> io::Result<()>,
+) -> Result<(), DaemonError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| DaemonError::Io("start the control thread", error))?;
-    let switch = Arc::new(Switch::start(dir.name(), config, Some(dir.clone()))?);
-    let end = runtime.block_on(serve(dir, &switch))?;
+    let switch = Arc::new(switch);
+    let end = runtime.block_on(serve(dir, &switch, &claim, listener, ready))?;
     // Requests under way finish before the ports go.
     runtime.shutdown_timeout(Duration::from_secs(2));
     switch.stop();
     drop(switch);
+    if end == Shutdown::HandedOver {
+        // Claim and files are the other daemon's now.
+        tracing::info!(bridge = dir.name(), "bridge is handed over");
+        return Ok(());
+    }
     remove_socket(dir);
     // The claim is held until the files are gone: they cannot be those of a daemon that came after.
     let removed = if end == Shutdown::Remove {
@@ -140,14 +169,26 @@ pub fn run(dir: &BridgeDir, settings: SettingsArgs) -> Result<(), DaemonError> {
     Ok(())
 }
 
-async fn serve(dir: &BridgeDir, switch: &Arc<Switch>) -> Result<Shutdown, DaemonError> {
+async fn serve(
+    dir: &BridgeDir,
+    switch: &Arc<Switch>,
+    claim: &Claim,
+    listener: std::os::unix::net::UnixListener,
+    ready: impl FnOnce() -> io::Result<()>,
+) -> Result<Shutdown, DaemonError> {
     let ports = switch.bridge().ports().iter().count();
     let (shutdown, mut ended) = watch::channel(Shutdown::No);
     end_on_signals(&shutdown)?;
-    let listener = listen(dir)?;
+    let restarter = Restarter::new(dir, claim, &listener)
+        .map_err(|error| DaemonError::Io("keep what the next daemon needs", error))?;
+    let listener = listener
+        .set_nonblocking(true)
+        .and_then(|()| UnixListener::from_std(listener))
+        .map_err(|error| DaemonError::Io("listen on the API's socket", error))?;
     let app = router(ApiState {
         switch: Arc::clone(switch),
         shutdown: shutdown.clone(),
+        restarter: Arc::new(restarter),
     });
     let sweeper = tokio::spawn(sweep(Arc::clone(switch)));
     let balancer = tokio::spawn(balance(Arc::clone(switch)));
@@ -157,6 +198,7 @@ async fn serve(dir: &BridgeDir, switch: &Arc<Switch>) -> Result<Shutdown, Daemon
         ports,
         "bridge is up"
     );
+    ready().map_err(|error| DaemonError::Io("tell the former daemon", error))?;
     let mut told = ended.clone();
     let serving = axum::serve(listener, app).with_graceful_shutdown(async move {
         let _: Result<_, watch::error::RecvError> =
@@ -189,11 +231,11 @@ fn end_on_signals(shutdown: &watch::Sender<Shutdown>) -> Result<(), DaemonError>
     Ok(())
 }
 
-fn listen(dir: &BridgeDir) -> Result<UnixListener, DaemonError> {
+fn listen(dir: &BridgeDir) -> Result<std::os::unix::net::UnixListener, DaemonError> {
     let path = dir.api_socket();
     replace_stale_socket(&path)?;
-    let listener =
-        UnixListener::bind(&path).map_err(|error| DaemonError::Io("listen on the API's socket", error))?;
+    let listener = std::os::unix::net::UnixListener::bind(&path)
+        .map_err(|error| DaemonError::Io("listen on the API's socket", error))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
         .map_err(|error| DaemonError::Io("protect the API's socket", error))?;
     Ok(listener)

@@ -19,6 +19,7 @@ pub mod fdb;
 pub mod flow;
 pub mod frame;
 pub mod gate;
+pub mod handover;
 pub mod mac;
 pub mod metrics;
 pub mod model;

@@ -247,6 +247,25 @@ pub struct Flushed {
     pub entries: usize,
 }
 
+/// Have another process go on with the bridge.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Restart {
+    /// The program to start; the daemon's own if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub program: Option<PathBuf>,
+}
+
+/// Another process goes on with the bridge.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Restarted {
+    /// The new daemon's process.
+    pub pid: u32,
+    /// How long the ports stood still, in microseconds; frames waited in their senders' queues.
+    pub stopped_us: u64,
+}
+
 /// Why a request was refused.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ApiErrorBody {

@@ -10,6 +10,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -224,11 +225,9 @@ impl BridgeDir {
                 refuse("lock", error.into())
             });
         }
-        file.set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| writeln!(file, "{}", std::process::id()))
-            .map_err(|error| refuse("write", error))?;
-        Ok(Claim { pid_file: file })
+        let claim = Claim { pid_file: file };
+        claim.sign().map_err(|error| refuse("write", error))?;
+        Ok(claim)
     }
 
     /// Removes the folder with everything in it.
@@ -243,6 +242,26 @@ impl BridgeDir {
 }
 
 impl Claim {
+    /// The claim that another process made and hands over.
+    pub fn take_over(pid_file: OwnedFd) -> Self {
+        Self {
+            pid_file: pid_file.into(),
+        }
+    }
+
+    /// The same claim, to be handed over: it holds as long as anybody has it.
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        Ok(self.pid_file.try_clone()?.into())
+    }
+
+    /// Writes the number of this process where others look for it.
+    pub fn sign(&self) -> io::Result<()> {
+        let mut file = &self.pid_file;
+        file.set_len(0)?;
+        file.rewind()?;
+        writeln!(file, "{}", std::process::id())
+    }
+
     /// Gives the bridge up; the file stays, empty, for the next claim.
     pub fn release(self) {
         let emptied = self.pid_file.set_len(0);

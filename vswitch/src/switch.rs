@@ -1,6 +1,7 @@
 //! The control plane of one bridge: adds and deletes ports and entries, and answers for their state.
 
 mod error;
+mod pass;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -12,8 +13,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vhost_net_backend::{PortConfig, Session, SessionHandle, SocketConfig};
 
 use crate::bridge::Bridge;
+use crate::clock::Clock;
 use crate::config::{
-    BridgeConfig, LinkSetting, MAX_MTU, MAX_QUEUE_PAIRS, MIN_MTU, PortKind, PortSettings, StaticEntry,
+    BridgeConfig, BridgeSettings, LinkSetting, MAX_MTU, MAX_QUEUE_PAIRS, MIN_MTU, PortKind, PortSettings,
+    StaticEntry,
 };
 use crate::mac::MacAddr;
 use crate::model::{BridgeView, FdbEntryView, NewFdbEntry, NewPort, PortChange, PortView};
@@ -23,6 +26,7 @@ use crate::run_dir::{BridgeDir, check_name, check_socket_path};
 use crate::worker::Workers;
 
 pub use error::SwitchError;
+use pass::Before;
 
 /// A running bridge.
 ///
@@ -54,15 +58,34 @@ impl Switch {
     /// Starts a bridge with the ports of `config`. With `dir`, changes are kept there and ports get their
     /// default sockets there. A port that cannot be had any more is left out, with a warning.
     pub fn start(name: &str, config: BridgeConfig, dir: Option<BridgeDir>) -> Result<Self, SwitchError> {
-        check_name(name, "bridge")?;
         let BridgeConfig { settings, ports, fdb } = config;
-        let bridge = Arc::new(Bridge::new(&settings));
+        let switch = Self::empty(name, settings, Clock::new(), dir)?;
+        for port in ports {
+            let name = port.name.clone();
+            if let Err(error) = switch.attach(&mut switch.control(), port, None) {
+                tracing::warn!(port = name, "port left out: {error}");
+            }
+        }
+        switch.set_statics(&mut switch.control(), fdb);
+        switch.store(&switch.control())?;
+        Ok(switch)
+    }
+
+    /// A bridge without ports.
+    fn empty(
+        name: &str,
+        settings: BridgeSettings,
+        clock: Clock,
+        dir: Option<BridgeDir>,
+    ) -> Result<Self, SwitchError> {
+        check_name(name, "bridge")?;
+        let bridge = Arc::new(Bridge::with_clock(&settings, clock));
         let workers = Workers::start(&bridge, &settings).map_err(SwitchError::Workers)?;
         let config = BridgeConfig {
             settings,
             ..BridgeConfig::default()
         };
-        let switch = Self {
+        Ok(Self {
             name: name.to_owned(),
             dir,
             bridge,
@@ -71,21 +94,16 @@ impl Switch {
                 config,
                 links: HashMap::new(),
             }),
-        };
-        for port in ports {
-            let name = port.name.clone();
-            if let Err(error) = switch.attach(&mut switch.control(), port) {
-                tracing::warn!(port = name, "port left out: {error}");
-            }
-        }
-        for entry in fdb {
+        })
+    }
+
+    fn set_statics(&self, control: &mut Control, entries: Vec<StaticEntry>) {
+        for entry in entries {
             let mac = entry.mac;
-            if let Err(error) = switch.set_static(&mut switch.control(), entry) {
+            if let Err(error) = self.set_static(control, entry) {
                 tracing::warn!(%mac, "static entry left out: {error}");
             }
         }
-        switch.store(&switch.control())?;
-        Ok(switch)
     }
 
     /// The bridge's data plane.
@@ -114,7 +132,7 @@ impl Switch {
     pub fn add_port(&self, new: &NewPort) -> Result<PortView, SwitchError> {
         let settings = self.settings_of(new)?;
         let mut control = self.control();
-        let port = self.attach(&mut control, settings)?;
+        let port = self.attach(&mut control, settings, None)?;
         if let Err(error) = self.store(&control) {
             control.config.ports.retain(|settings| settings.name != new.name);
             self.detach(&mut control, &port);
@@ -295,7 +313,12 @@ impl Switch {
     }
 
     /// Makes a port part of the bridge and of the configuration in memory.
-    fn attach(&self, control: &mut Control, settings: PortSettings) -> Result<Arc<Port>, SwitchError> {
+    fn attach(
+        &self,
+        control: &mut Control,
+        settings: PortSettings,
+        before: Option<Before>,
+    ) -> Result<Arc<Port>, SwitchError> {
         for other in &control.config.ports {
             if other.name == settings.name {
                 return Err(SwitchError::PortExists {
@@ -317,7 +340,7 @@ impl Switch {
             }
         }
         let port = self.bridge.add_port(settings.clone())?;
-        match self.connect(&port) {
+        match self.connect(&port, before) {
             Ok(link) => control.links.insert(port.id(), link),
             Err(error) => {
                 self.workers.remove(&port);
@@ -329,20 +352,19 @@ impl Switch {
         Ok(port)
     }
 
-    /// Gives the port's queues to the workers, and opens its socket or interface.
-    fn connect(&self, port: &Arc<Port>) -> Result<Link, SwitchError> {
+    /// Gives the port's queues to the workers, and opens its socket or interface, or goes on with what it had.
+    fn connect(&self, port: &Arc<Port>, before: Option<Before>) -> Result<Link, SwitchError> {
         let settings = port.settings();
         let workers = self.workers.add(port);
         let (socket, client) = match &settings.kind {
             PortKind::VhostUser { socket, client } => (socket, *client),
             PortKind::Tap { interface } => {
                 let bridge = Arc::clone(&self.bridge);
-                return Ok(Link::Tap(TapPort::open(
-                    Arc::clone(port),
-                    bridge,
-                    interface,
-                    workers,
-                )?));
+                let port = Arc::clone(port);
+                return Ok(Link::Tap(match before {
+                    Some(before) => TapPort::resume(port, bridge, interface, workers, before.fds)?,
+                    None => TapPort::open(port, bridge, interface, workers)?,
+                }));
             }
         };
         let plane = PortPlane::new(Arc::clone(port), Arc::clone(&self.bridge));
@@ -358,7 +380,11 @@ impl Switch {
             link_up: settings.link == LinkSetting::Up,
             ..PortConfig::new(&settings.name)
         };
-        Ok(Link::Session(Session::spawn(socket, device, Arc::new(plane))?))
+        let plane = Arc::new(plane);
+        Ok(Link::Session(match before.and_then(Before::session) {
+            Some(handover) => Session::resume(socket, device, plane, handover)?,
+            None => Session::spawn(socket, device, plane)?,
+        }))
     }
 
     /// Takes a port out of the bridge. When this returns no worker uses it.

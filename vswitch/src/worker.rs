@@ -26,7 +26,7 @@ mod train;
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::thread::CpuSet;
@@ -141,6 +141,9 @@ impl Workers {
     /// Queues moved from one worker to another so far.
     pub fn moves(&self) -> u64 {
         self.moves.load(Ordering::Relaxed)
+    /// While this is held, no queue that is given to the workers is served.
+    pub fn hold(&self) -> Vec<MutexGuard<'_, ()>> {
+        self.shared.iter().map(|shared| shared.hold()).collect()
     }
 
     /// Ends the workers.

@@ -35,6 +35,16 @@ impl BackChannel {
         Ok(())
     }
 
+    /// The channel and what the front-end knows, for whoever goes on with it.
+    pub(super) fn save(&self) -> (Option<&OwnedFd>, Option<bool>) {
+        (self.socket.as_ref(), self.known)
+    }
+
+    /// Go on where another one stopped.
+    pub(super) fn restore(&mut self, socket: Option<OwnedFd>, known: Option<bool>) {
+        *self = Self { socket, known };
+    }
+
     /// The front-end has read the link state.
     pub(super) fn read(&mut self, link_up: bool) {
         self.known = Some(link_up);

@@ -4,9 +4,9 @@
 //! this device serves. So every header is looked at first (`MSG_PEEK`): the crate only ever reads what is already
 //! there, replies only into a socket with room, and never sees what it doesn't know.
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSliceMut, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -101,6 +101,15 @@ impl Header {
     }
 }
 
+/// How a connection ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// The front-end closed it.
+    Closed,
+    /// The session is to stop.
+    Stopped,
+}
+
 /// What the wait for the next message came to.
 enum Next {
     Message(Header),
@@ -130,12 +139,64 @@ impl Connection {
         })
     }
 
-    /// Serve requests until the front-end goes, breaks the protocol, or the session is to stop.
-    pub(super) fn serve(&mut self, shared: &Shared, server: Option<&Server>) -> Result<(), ConnectionError> {
-        let mut greeted = false;
+    /// Go on with a connection on which another process negotiated features.
+    ///
+    /// The `vhost` crate keeps its own notion of them, which only messages change: they are said once more, over a socket
+    /// pair, in whose place the connection is then put.
+    pub(super) fn resume(
+        stream: UnixStream,
+        handler: Arc<Mutex<Handler>>,
+        patience: Duration,
+        features: u64,
+        protocol: Option<u64>,
+    ) -> Result<Self, ConnectionError> {
+        let (mut said, heard) = UnixStream::pair()?;
+        let mut requests = BackendReqHandler::from_stream(heard, Arc::clone(&handler));
+        let mut say = |request: FrontendReq, payload: &[u8]| {
+            let size = u32::try_from(payload.len()).unwrap_or(0);
+            let header = [u32::from(request), VERSION, size].map(u32::to_ne_bytes);
+            said.write_all(&[header.as_flattened(), payload].concat())?;
+            requests
+                .handle_request()
+                .map_err(|error| ConnectionError::Request {
+                    request: u32::from(request),
+                    error,
+                })
+        };
+        say(FrontendReq::GET_FEATURES, &[])?;
+        if let Some(protocol) = protocol {
+            say(FrontendReq::GET_PROTOCOL_FEATURES, &[])?;
+            say(FrontendReq::SET_PROTOCOL_FEATURES, &protocol.to_ne_bytes())?;
+        }
+        if features != 0 {
+            say(FrontendReq::SET_FEATURES, &features.to_ne_bytes())?;
+        }
+        replace(requests.as_raw_fd(), &stream)?;
+        Ok(Self {
+            stream,
+            requests,
+            handler,
+            patience,
+        })
+    }
+
+    /// The socket, for whoever goes on with the connection.
+    pub(super) fn into_stream(self) -> UnixStream {
+        self.stream
+    }
+
+    /// Serve requests until the front-end goes, breaks the protocol, or the session is to stop. One that was `greeted`
+    /// before need not say anything.
+    pub(super) fn serve(
+        &mut self,
+        shared: &Shared,
+        server: Option<&Server>,
+        mut greeted: bool,
+    ) -> Result<End, ConnectionError> {
         loop {
             match self.next(shared, server, greeted)? {
-                Next::Stop | Next::Closed => return Ok(()),
+                Next::Stop => return Ok(End::Stopped),
+                Next::Closed => return Ok(End::Closed),
                 Next::Message(header) => self.handle(header)?,
             }
             greeted = true;
@@ -415,6 +476,15 @@ impl Connection {
         }
         Ok(header)
     }
+}
+
+/// Have descriptor `number`, which somebody else owns, refer to what `stream` refers to.
+fn replace(number: RawFd, stream: &UnixStream) -> io::Result<()> {
+    // SAFETY: both are open descriptors of this process. `number` stays its owner's, who closes it as before.
+    if unsafe { libc::dup3(stream.as_raw_fd(), number, libc::O_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Wait for `events` on one descriptor; false when `time` passes first.

@@ -4,6 +4,8 @@
 //! first kick, because a front-end that reconnects after its driver filled the ring may have none to give. It
 //! stops with `GET_VRING_BASE`, after which it needs a new kick to start again.
 
+mod handover;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,6 +24,7 @@ use virtio::queue::Queue;
 
 use super::Shared;
 use super::back_channel::BackChannel;
+use super::handover::RegionState;
 use super::rings::{Addresses, Kicking, RingState};
 use crate::config::{PortConfig, STATUS};
 use crate::eventfd::{Call, Kick};
@@ -51,6 +54,8 @@ pub(super) struct Handler {
     /// The front-end sent its protocol features.
     negotiated: bool,
     memory: Option<Arc<MemoryMap>>,
+    /// The files of its regions, in the order in which they came.
+    files: Vec<(RegionState, OwnedFd)>,
     rings: Vec<RingState>,
     back_channel: BackChannel,
     /// Pages that vanished in this process when it was last asked.
@@ -70,6 +75,7 @@ impl Handler {
             protocol: 0,
             negotiated: false,
             memory: None,
+            files: Vec::new(),
             rings,
             back_channel: BackChannel::default(),
             faults: fault_count(),
@@ -221,6 +227,8 @@ impl Handler {
             Kicking::Fd(kick) => Some(kick),
             Kicking::Never | Kicking::Unknown => None,
         };
+        let watched = kick.as_ref().map(Kick::try_clone).transpose();
+        ring.watched = watched.map_err(Error::ReqHandlerError)?;
         let again = |call: &Option<Call>| call.as_ref().map(Call::try_clone).transpose();
         let call = again(&ring.call).map_err(Error::ReqHandlerError)?;
         let err = again(&ring.err).map_err(Error::ReqHandlerError)?;
@@ -250,6 +258,7 @@ impl Handler {
         }
         // Kicks that are still on their way must not start it again.
         ring.kick = Kicking::Unknown;
+        ring.watched = None;
     }
 
     fn enable(&mut self, index: u16, enabled: bool) {
@@ -285,6 +294,15 @@ impl Handler {
     {
         let (index, _) = self.index(u32::from(index))?;
         Ok((index, fd.map(make).transpose().map_err(refused)?))
+    }
+}
+
+fn place(region: &VhostUserMemoryRegion) -> RegionState {
+    RegionState {
+        guest_addr: region.guest_phys_addr,
+        user_addr: region.user_addr,
+        len: region.memory_size,
+        offset: region.mmap_offset,
     }
 }
 
@@ -352,6 +370,8 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let mapped = regions.iter().zip(&files).map(|(region, file)| map(region, file));
         let memory = MemoryMap::new(mapped.collect::<Result<_>>()?).map_err(refused)?;
         self.change_memory(memory)?;
+        let files = files.into_iter().map(OwnedFd::from);
+        self.files = regions.iter().map(place).zip(files).collect();
         Ok(None)
     }
 
@@ -491,12 +511,13 @@ impl VhostUserBackendReqHandlerMut for Handler {
         fd: File,
         _postcopy: Option<bool>,
     ) -> Result<Option<u64>> {
-        let region = map(region, &fd)?;
+        let mapped = map(region, &fd)?;
         let memory = match &self.memory {
-            Some(memory) => memory.with_region(region),
-            None => MemoryMap::new(vec![region]),
+            Some(memory) => memory.with_region(mapped),
+            None => MemoryMap::new(vec![mapped]),
         };
         self.change_memory(memory.map_err(refused)?)?;
+        self.files.push((place(region), fd.into()));
         Ok(None)
     }
 
@@ -513,7 +534,11 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let memory = memory
             .without_region(guest_phys_addr, user_addr, memory_size)
             .map_err(refused)?;
-        self.change_memory(memory)
+        self.change_memory(memory)?;
+        self.files.retain(|(there, _)| {
+            (there.guest_addr, there.user_addr, there.len) != (guest_phys_addr, user_addr, memory_size)
+        });
+        Ok(())
     }
 
     // What follows belongs to protocol features that are not offered; the crate refuses most of it by itself.

@@ -33,6 +33,8 @@ pub(super) struct RingState {
     /// Where the device goes on in the available ring; in a packed ring with the wrap counter in bit 15.
     pub(super) base: u16,
     pub(super) kick: Kicking,
+    /// The kick of a running ring, kept for whoever goes on with it.
+    pub(super) watched: Option<Kick>,
     pub(super) call: Option<Call>,
     pub(super) err: Option<Call>,
     pub(super) enabled: bool,

@@ -133,6 +133,25 @@ impl Server {
         Ok(server)
     }
 
+    /// Go on listening on a socket that another process bound.
+    pub(super) fn take_over(socket: OwnedFd, path: &Path) -> Self {
+        let file = fs::symlink_metadata(path)
+            .ok()
+            .map(|meta| (meta.dev(), meta.ino()));
+        Self {
+            socket,
+            path: path.to_owned(),
+            file,
+        }
+    }
+
+    /// The socket, for whoever goes on listening; its file stays.
+    pub(super) fn hand_over(&mut self) -> io::Result<OwnedFd> {
+        let socket = self.socket.try_clone()?;
+        self.file = None;
+        Ok(socket)
+    }
+
     /// Wait for a connection, or for `stop` to become readable: then there is none.
     pub(super) fn accept(&self, stop: &OwnedFd) -> io::Result<Option<UnixStream>> {
         let mut poll = [

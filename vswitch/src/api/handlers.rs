@@ -7,9 +7,11 @@ use axum::response::IntoResponse;
 use serde::Deserialize;
 
 use super::{ApiError, ApiState, Shutdown};
+use crate::daemon::RestartError;
 use crate::mac::MacAddr;
 use crate::model::{
-    ApiErrorBody, BridgeView, FdbEntryView, Flushed, NewFdbEntry, NewPort, PortChange, PortView,
+    ApiErrorBody, BridgeView, FdbEntryView, Flushed, NewFdbEntry, NewPort, PortChange, PortView, Restart,
+    Restarted,
 };
 use crate::switch::{Switch, SwitchError};
 
@@ -52,6 +54,41 @@ pub(super) async fn shut_down(
         Shutdown::Remove
     });
     StatusCode::ACCEPTED
+}
+
+/// Has another process go on with the bridge; this one ends.
+#[utoipa::path(
+    post,
+    path = "/v1/restart",
+    request_body = Restart,
+    responses(
+        (status = 200, body = Restarted),
+        (status = 400, body = ApiErrorBody, description = "The program does not start."),
+    )
+)]
+pub(super) async fn restart(
+    State(state): State<ApiState>,
+    Json(restart): Json<Restart>,
+) -> Result<Json<Restarted>, ApiError> {
+    let shutdown = state.shutdown.clone();
+    let work = tokio::task::spawn_blocking(move || {
+        let program = match restart.program {
+            Some(program) => program,
+            None => std::env::current_exe().map_err(|error| RestartError::NotStarted {
+                program: "vswitch".into(),
+                error,
+            })?,
+        };
+        state.restarter.restart(&state.switch, &program)
+    });
+    let restarted = work.await.map_err(|error| {
+        ApiError(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the request could not be carried out: {error}"),
+        )
+    })??;
+    shutdown.send_replace(Shutdown::HandedOver);
+    Ok(Json(restarted))
 }
 
 /// Lists the ports.

@@ -60,6 +60,17 @@ pub(super) enum Command {
         /// Name of the bridge
         bridge: String,
     },
+    /// Replace a bridge's daemon by a new process, of this program or another; the ports' peers notice nothing
+    #[command(after_help = "Examples:
+  vswitch restart br0
+  vswitch restart br0 --program /opt/netyard/bin/vswitch")]
+    Restart {
+        /// Name of the bridge
+        bridge: String,
+        /// The program that goes on with the bridge; this one if left out
+        #[arg(long, value_name = "PATH")]
+        program: Option<PathBuf>,
+    },
     /// Show a bridge with its ports, or all bridges
     Show {
         /// Name of the bridge
@@ -102,6 +113,9 @@ pub(super) struct UpArgs {
     /// Leave the session of whoever started this process
     #[arg(long, hide = true, requires = "foreground")]
     pub(super) new_session: bool,
+    /// Go on with the bridge of the daemon on the other end of the standard input
+    #[arg(long, hide = true, requires = "foreground")]
+    pub(super) take_over: bool,
     #[command(flatten)]
     pub(super) settings: SettingsArgs,
 }

@@ -1,5 +1,6 @@
 //! A port that is an interface of this host.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -64,6 +65,28 @@ impl TapPort {
         };
         tap.set_offload(offloads)?;
         set_up(interface, port.settings().mtu)?;
+        Self::on(&tap, port, bridge, workers)
+    }
+
+    /// Goes on with the queues of an interface that another process had attached and set up.
+    pub fn resume(
+        port: Arc<Port>,
+        bridge: Arc<Bridge>,
+        interface: &str,
+        workers: Vec<(Arc<WorkerShared>, u64)>,
+        queues: Vec<OwnedFd>,
+    ) -> Result<Self, TapPortError> {
+        let tap = Tap::take_over(interface, queues);
+        tap.set_offload(OFFLOADS)?;
+        Self::on(&tap, port, bridge, workers)
+    }
+
+    fn on(
+        tap: &Tap,
+        port: Arc<Port>,
+        bridge: Arc<Bridge>,
+        workers: Vec<(Arc<WorkerShared>, u64)>,
+    ) -> Result<Self, TapPortError> {
         let mtu = port.settings().mtu;
         port.features.store(offloads, Ordering::Relaxed);
         let opened = Self {
@@ -77,12 +100,12 @@ impl TapPort {
         for (pair, queue) in tap.queues().iter().enumerate() {
             opened
                 .attach(pair, Arc::clone(queue))
-                .map_err(|error| TapPortError::Watch(interface.to_owned(), error))?;
+                .map_err(|error| TapPortError::Watch(tap.name().to_owned(), error))?;
         }
         opened.users.set_link(true);
         opened.set_carrier(opened.users.port.link());
         let users = opened.users.clone();
-        let keeper = TapKeeper::start(&tap, mtu, move |up| users.set_link(up))?;
+        let keeper = TapKeeper::start(tap, mtu, move |up| users.set_link(up))?;
         *opened.keeper() = Some(keeper);
         Ok(opened)
     }
@@ -114,6 +137,15 @@ impl TapPort {
         {
             tracing::warn!("the host does not see the link of its interface: {error}");
         }
+    }
+
+    /// Lets go of the interface, which stays: another process goes on with its queues.
+    pub fn hand_over(&self) -> std::io::Result<Vec<OwnedFd>> {
+        let queues = self.users.port.pairs().iter();
+        let queues = queues.filter_map(|pair| pair.tap.lock().clone());
+        let fds = queues.map(|queue| queue.as_fd().try_clone_to_owned()).collect();
+        self.close();
+        fds
     }
 
     /// Lets go of the interface. When this returns, one that the port made is gone.

@@ -40,7 +40,7 @@ pub(super) fn bridge(name: &str, settings: &BridgeSettings, bridge: &Bridge) -> 
         name: name.to_owned(),
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        uptime_s: bridge.clock().now(),
+        uptime_s: bridge.clock().uptime(),
         workers: settings.workers,
         poll: settings.poll,
         queue_moves: 0,

@@ -328,6 +328,8 @@ impl Round {
         if timeout.is_none() {
             self.shared.count_wakeup();
         }
+        let shared = Arc::clone(&self.shared);
+        let _hold = shared.hold();
         for place in 0..self.events.len() {
             match self.events[place].data.u64() {
                 WAKE => self.attend(),

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use rustix::event::{EventfdFlags, epoll, eventfd};
@@ -39,6 +39,8 @@ pub struct WorkerShared {
     pub(super) sources: Arc<ArcSwap<Sources>>,
     stop: AtomicBool,
     wakeups: AtomicU64,
+    /// Held by the worker while it makes queues active.
+    hold: Mutex<()>,
 }
 
 impl WorkerShared {
@@ -58,6 +60,7 @@ impl WorkerShared {
             sources: Arc::default(),
             stop: AtomicBool::new(false),
             wakeups: AtomicU64::new(0),
+            hold: Mutex::new(()),
         })
     }
 
@@ -100,6 +103,11 @@ impl WorkerShared {
         if let Err(error) = rustix::io::write(&self.wake, &1_u64.to_ne_bytes()) {
             tracing::debug!("the worker's eventfd is full: {error}");
         }
+    }
+
+    /// While this is held, the worker begins to serve no queue that it does not serve yet.
+    pub(super) fn hold(&self) -> MutexGuard<'_, ()> {
+        self.hold.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Times the worker slept and was woken.

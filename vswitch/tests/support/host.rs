@@ -1,0 +1,106 @@
+//! The real binary in a run folder of its own.
+
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use netyard_testkit::guest::wait_for;
+use serde_json::Value;
+
+/// A run folder; whatever was started in it is stopped at the end.
+pub(crate) struct Host {
+    pub(crate) folder: tempfile::TempDir,
+}
+
+impl Host {
+    pub(crate) fn new() -> Self {
+        Self {
+            folder: tempfile::Builder::new().prefix("vs").tempdir().unwrap(),
+        }
+    }
+
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_vswitch"))
+            .args(args)
+            .env("NETYARD_RUN_DIR", self.folder.path())
+            .env_remove("VSWITCH_FORMAT")
+            .output()
+            .unwrap()
+    }
+
+    /// Runs a command that has to succeed; returns its output.
+    pub(crate) fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(
+            output.status.success(),
+            "{args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs a command that has to fail with this exit code; returns its one line of explanation.
+    pub(crate) fn fails(&self, code: i32, args: &[&str]) -> String {
+        let output = self.run(args);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");
+        assert!(code == 2 || text.trim_end().lines().count() == 1, "{text}");
+        text
+    }
+
+    pub(crate) fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.ok(&[args, &["--format", "json"]].concat())).unwrap()
+    }
+
+    pub(crate) fn bridge(&self, name: &str) -> PathBuf {
+        self.folder.path().join("vswitch").join(name)
+    }
+
+    pub(crate) fn pid(&self, bridge: &str) -> String {
+        fs::read_to_string(self.bridge(bridge).join("pid"))
+            .unwrap()
+            .trim()
+            .to_owned()
+    }
+
+    /// Ends a daemon without any notice.
+    pub(crate) fn kill(&self, bridge: &str) {
+        let pid = self.pid(bridge);
+        assert!(
+            Command::new("kill")
+                .args(["-9", &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
+        let process = PathBuf::from(format!("/proc/{pid}"));
+        wait_for("the daemon to be gone", || {
+            // A zombie is gone too, once none of its threads keeps the socket open: its parent may not have looked yet.
+            let zombie = fs::read_to_string(process.join("stat")).map_or(true, |text| text.contains(") Z"));
+            zombie && fs::read_dir(process.join("task")).map_or(0, Iterator::count) <= 1
+        });
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let Ok(bridges) = fs::read_dir(self.folder.path().join("vswitch")) else {
+            return;
+        };
+        for bridge in bridges.flatten() {
+            self.run(&["down", &bridge.file_name().to_string_lossy()]);
+        }
+    }
+}
+
+/// A port of a bridge's view.
+pub(crate) fn port<'a>(view: &'a Value, name: &str) -> &'a Value {
+    view["ports"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|port| port["name"] == name)
+        .unwrap()
+}
