@@ -7,9 +7,8 @@ mod net;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use std::time::Duration;
+use std::path::Path;
+use std::process::Command;
 
 use host::{Host, port};
 use net::{BROADCAST, frame, mac};
@@ -321,63 +320,6 @@ fn a_damaged_configuration_is_refused_not_lost() {
         "{text}"
     );
     assert_eq!(fs::read_to_string(&config).unwrap(), "{");
-}
-
-/// CPU time of a process and its voluntary switches, all threads: each wake-up ends in one.
-fn effort(pid: &str) -> (u64, u64) {
-    let (mut ticks, mut switches) = (0, 0);
-    for thread in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
-        let stat = fs::read_to_string(thread.path().join("stat")).unwrap();
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-        ticks += fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-        let status = fs::read_to_string(thread.path().join("status")).unwrap();
-        let line = status
-            .lines()
-            .find(|line| line.starts_with("voluntary_ctxt_switches"))
-            .unwrap();
-        switches += line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap();
-    }
-    (ticks, switches)
-}
-
-#[test]
-fn idle_guests_cost_no_cpu() {
-    let host = Host::new();
-    host.ok(&["up", "br0", "--workers", "2"]);
-    let mut guests: Vec<Guest> = ["a", "b", "c"]
-        .iter()
-        .map(|name| {
-            host.ok(&["port", "add", "br0", name, "--queues", "2"]);
-            let options = Options {
-                pairs: 2,
-                ..Options::default()
-            };
-            Guest::connect(&host.bridge("br0").join(format!("ports/{name}.sock")), options)
-        })
-        .collect();
-    let hello = frame(BROADCAST, mac(1), 1, 60);
-    wait_for("all ports", || {
-        let show = host.json(&["show", "br0"]);
-        ["a", "b", "c"]
-            .iter()
-            .all(|name| port(&show, name)["enabled_queue_pairs"] == 2)
-    });
-    guests[0].send(0, &hello);
-    guests[1].expect(&hello);
-    let pid = host.pid("br0");
-    // The polling after the last frame is over in far less than this.
-    std::thread::sleep(Duration::from_millis(200));
-    let before = effort(&pid);
-    std::thread::sleep(Duration::from_secs(3));
-    let after = effort(&pid);
-    assert_eq!(after.0 - before.0, 0, "CPU time while idle");
-    assert!(
-        after.1 - before.1 <= 10,
-        "{} wake-ups while idle",
-        after.1 - before.1
-    );
-    guests[1].send(1, &frame(mac(1), mac(2), 1, 60));
-    guests[0].expect(&frame(mac(1), mac(2), 1, 60));
 }
 
 #[test]

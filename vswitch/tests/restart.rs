@@ -4,57 +4,22 @@
 mod host;
 #[path = "support/net.rs"]
 mod net;
+#[path = "support/pair.rs"]
+mod pair;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use host::{Host, port};
-use net::{BROADCAST, frame, mac};
+use net::{frame, mac};
 use netyard_testkit::endpoint::Options;
 use netyard_testkit::guest::{Guest, wait_for};
+use pair::Pair;
 use serde_json::{Value, json};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use virtio::memory::SharedMemory;
-
-/// Frames on their way at a time: fewer than there are buffers for.
-const WINDOW: u32 = 64;
-
-struct Pair {
-    from: Guest,
-    to: Guest,
-    sent: u32,
-    received: u32,
-}
-
-impl Pair {
-    /// Sends as much as is allowed and takes what came, which must be complete and in order.
-    fn step(&mut self) {
-        while self.sent - self.received < WINDOW {
-            let mut bytes = frame(mac(2), mac(1), 0, 200);
-            bytes[60..64].copy_from_slice(&self.sent.to_be_bytes());
-            self.from.send(0, &bytes);
-            self.sent += 1;
-        }
-        while let Some(got) = self.to.try_receive(0) {
-            assert_eq!(
-                got.frame[60..64],
-                self.received.to_be_bytes(),
-                "lost, or out of order"
-            );
-            self.received += 1;
-        }
-    }
-
-    fn run(&mut self, frames: u32) {
-        let goal = self.received + frames;
-        wait_for("frames to pass", || {
-            self.step();
-            self.received >= goal
-        });
-    }
-}
 
 fn socket(host: &Host, name: &str) -> PathBuf {
     host.bridge("br0").join(format!("ports/{name}.sock"))
@@ -68,20 +33,12 @@ fn start(host: &Host) -> Pair {
     }
     host.ok(&["fdb", "add", "br0", "02:00:00:00:00:09", "idle"]);
     let connect = |name: &str| Guest::connect(&socket(host, name), Options::default());
-    let (mut from, mut to) = (connect("a"), connect("b"));
+    let mut pair = Pair::new(connect("a"), connect("b"));
     wait_for("both ports", || {
         let show = host.json(&["show", "br0"]);
         ["a", "b"].iter().all(|name| port(&show, name)["state"] == "up")
     });
-    let hello = frame(BROADCAST, mac(2), 1, 60);
-    to.send(0, &hello);
-    from.expect(&hello);
-    let mut pair = Pair {
-        from,
-        to,
-        sent: 0,
-        received: 0,
-    };
+    pair.meet();
     pair.run(1000);
     pair
 }
@@ -169,7 +126,7 @@ fn a_new_daemon_goes_on_with_everything_and_no_frame_is_lost() {
     wait_for("the port that had no guest", || {
         port(&host.json(&["show", "br0"]), "idle")["state"] == "up"
     });
-    let to_it = frame(net::mac(9), mac(1), 5, 60);
+    let to_it = frame(mac(9), mac(1), 5, 60);
     pair.from.send(0, &to_it);
     late.expect(&to_it);
     // And the end of a guest is noticed.

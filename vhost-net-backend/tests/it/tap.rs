@@ -229,6 +229,7 @@ fn the_guests_link_follows_the_tap_which_is_attached_again_when_it_returns() {
     }
     // The second pair is unused, and stays so on the interface that comes.
     guest.disable(2);
+    while guest.try_receive(1).is_some() {}
     ip("link del tap0");
     told(&mut guest, false);
     let (header, lost) = syn([2, 0, 0, 0, 0, 1], 5000);

@@ -57,13 +57,6 @@ impl TapPort {
         workers: Vec<(Arc<WorkerShared>, u64)>,
     ) -> Result<Self, TapPortError> {
         let tap = Tap::open(interface, port.settings().queue_pairs)?;
-        // What the host can be sent and sends: everything that its taps know.
-        let offloads = if tap.takes_uso() {
-            OFFLOADS
-        } else {
-            OFFLOADS & !USO
-        };
-        tap.set_offload(offloads)?;
         set_up(interface, port.settings().mtu)?;
         Self::on(&tap, port, bridge, workers)
     }
@@ -77,7 +70,6 @@ impl TapPort {
         queues: Vec<OwnedFd>,
     ) -> Result<Self, TapPortError> {
         let tap = Tap::take_over(interface, queues);
-        tap.set_offload(OFFLOADS)?;
         Self::on(&tap, port, bridge, workers)
     }
 
@@ -87,6 +79,13 @@ impl TapPort {
         bridge: Arc<Bridge>,
         workers: Vec<(Arc<WorkerShared>, u64)>,
     ) -> Result<Self, TapPortError> {
+        // What the host can be sent and sends: everything that its taps know.
+        let offloads = if tap.takes_uso() {
+            OFFLOADS
+        } else {
+            OFFLOADS & !USO
+        };
+        tap.set_offload(offloads)?;
         let mtu = port.settings().mtu;
         port.features.store(offloads, Ordering::Relaxed);
         let opened = Self {
