@@ -141,6 +141,8 @@ impl Workers {
     /// Queues moved from one worker to another so far.
     pub fn moves(&self) -> u64 {
         self.moves.load(Ordering::Relaxed)
+    }
+
     /// While this is held, no queue that is given to the workers is served.
     pub fn hold(&self) -> Vec<MutexGuard<'_, ()>> {
         self.shared.iter().map(|shared| shared.hold()).collect()
