@@ -63,6 +63,14 @@ impl Switch {
             links: Vec::new(),
             fdb: self.learned(&control.config, clock),
         };
+        // First nothing comes in any more, so that no frame finds its receiver gone.
+        for port in self.bridge.ports().iter() {
+            for pair in port.pairs() {
+                if let Some(ring) = pair.ingress.ring.lock().as_mut() {
+                    ring.state.broken = true;
+                }
+            }
+        }
         for link in control.links.values() {
             if let Link::Session(session) = link {
                 session.begin_hand_over();
