@@ -11,6 +11,7 @@
 //! - [`net`], [`features`]: the virtio-net header and the feature bits;
 //! - [`checksum`], [`segment`]: completing checksums and segmenting super-frames for receivers that lack the offloads.
 
+mod atomic;
 pub mod burst;
 pub mod checksum;
 mod collect;

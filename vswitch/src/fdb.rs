@@ -20,11 +20,11 @@ mod tests;
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 use crate::mac::MacAddr;
 use crate::port_id::{MAX_PORTS, PortId};
+use crate::sync::{AtomicU32, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering};
 
 pub use policy::OnFull;
 
@@ -165,14 +165,19 @@ fn is_static(value: u64) -> bool {
 impl Fdb {
     /// An empty table. A size outside [`SIZE_LIMITS`] is moved to the nearer limit.
     pub fn new(config: FdbConfig) -> Self {
+        // A seed nobody outside knows: a guest cannot choose addresses that share a set.
+        Self::with_seed(config, RandomState::new().hash_one(0_u8))
+    }
+
+    /// An empty table whose addresses are spread as `seed` says, the same way every time.
+    pub fn with_seed(config: FdbConfig, seed: u64) -> Self {
         let size = config.size.clamp(*SIZE_LIMITS.start(), *SIZE_LIMITS.end());
         let sets = (size * 2).div_ceil(WAYS).next_power_of_two().max(4);
         Self {
             keys: (0..sets).map(|_| Line::default()).collect(),
             values: (0..sets).map(|_| Line::default()).collect(),
             set_mask: sets as u64 - 1,
-            // A seed nobody outside knows: a guest cannot choose addresses that share a set.
-            seed: RandomState::new().hash_one(0_u8) | 1,
+            seed: seed | 1,
             size,
             ageing: AtomicU32::new(config.ageing),
             on_full: config.on_full,
@@ -326,7 +331,7 @@ impl Fdb {
         clippy::cast_possible_truncation,
         reason = "masked to the number of sets, which fits"
     )]
-    fn sets_of(&self, key: u64) -> (usize, usize) {
+    pub(crate) fn sets_of(&self, key: u64) -> (usize, usize) {
         let mixed = (key ^ self.seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mixed = (mixed ^ mixed >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
         let mixed = mixed ^ mixed >> 29;

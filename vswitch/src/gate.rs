@@ -5,8 +5,9 @@
 //! a queue looks at it in its next round, and one that has frames for a receiver waits a bounded time.
 //! Nobody makes a system call that can block while holding it.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{PoisonError, TryLockError};
+
+use crate::sync::{AtomicU32, Mutex, MutexGuard, Ordering, yield_now};
 
 /// How often a worker looks whether the control thread is done before it gives its frames up.
 const PATIENCE: u32 = 200;
@@ -55,7 +56,7 @@ impl<T> Gate<T> {
             if self.waiting.load(Ordering::Relaxed) == 0 {
                 return Some(self.inner.lock().unwrap_or_else(PoisonError::into_inner));
             }
-            std::thread::yield_now();
+            yield_now();
         }
         None
     }

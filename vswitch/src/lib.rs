@@ -27,6 +27,7 @@ pub mod port;
 pub mod port_id;
 pub mod run_dir;
 pub mod switch;
+mod sync;
 pub mod table;
 pub mod worker;
 

@@ -63,6 +63,14 @@ impl Default for Options {
 /// What went wrong between an endpoint and its back-end.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
+    /// Nobody listens.
+    #[error("{socket}: no connection: {source}; start the back-end first")]
+    Connect {
+        /// The back-end's socket.
+        socket: String,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
     /// The handshake failed.
     #[error("{socket}: {step} failed: {source}")]
     Handshake {
@@ -92,8 +100,8 @@ pub enum EndpointError {
     /// The back-end broke a ring.
     #[error("the back-end broke a ring: {0}")]
     Ring(#[from] RingError),
-    /// The machine refused an eventfd.
-    #[error("no eventfd: {0}")]
+    /// The machine refused a descriptor.
+    #[error("no descriptor: {0}")]
     EventFd(#[from] std::io::Error),
 }
 
@@ -111,8 +119,8 @@ impl EndpointError {
 pub struct Endpoint {
     /// The vhost-user connection.
     pub frontend: Frontend,
-    /// The same socket, to see whether it is still connected.
-    connection: UnixStream,
+    /// The same connection, to see whether it still is one, and for messages of one's own.
+    pub stream: UnixStream,
     /// The memory shared with the back-end, region by region.
     pub memory: Vec<SharedMemory>,
     /// The same memory by guest address.
@@ -173,14 +181,18 @@ impl Endpoint {
                 self.queues[pair * 2].post()?;
             }
         }
+        // Messages are handled in order: with this answer all rings are enabled.
+        self.frontend
+            .get_features()
+            .map_err(|source| EndpointError::handshake(socket, "GET_FEATURES", source))?;
         Ok(self)
     }
 
     /// Connects, negotiates and shares memory; starts nothing.
     pub fn prepare(socket: &Path, options: Options) -> Result<Self, EndpointError> {
-        let stream = UnixStream::connect(socket).map_err(|error| {
-            let error = vhost::vhost_user::Error::SocketConnect(error);
-            EndpointError::handshake(socket, "connect", error.into())
+        let stream = UnixStream::connect(socket).map_err(|source| EndpointError::Connect {
+            socket: socket.display().to_string(),
+            source,
         })?;
         Self::prepare_over(stream, socket, options)
     }
@@ -218,8 +230,8 @@ impl Endpoint {
             at += area(len);
         }
         let mut endpoint = Self {
-            connection: stream.try_clone()?,
-            frontend: Frontend::from_stream(stream, queues.len() as u64),
+            frontend: Frontend::from_stream(stream.try_clone()?, queues.len() as u64),
+            stream,
             memory,
             map,
             queues,
@@ -233,7 +245,7 @@ impl Endpoint {
     pub fn is_hung_up(&self) -> bool {
         let mut byte = [0];
         let peeked = rustix::net::recv(
-            &self.connection,
+            &self.stream,
             &mut byte,
             rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT,
         );
@@ -259,7 +271,8 @@ impl Endpoint {
             .map_err(failed("GET_PROTOCOL_FEATURES"))?;
         let known = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::CONFIG;
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
         self.frontend
             .set_protocol_features(protocol & known)
             .map_err(failed("SET_PROTOCOL_FEATURES"))?;

@@ -54,7 +54,7 @@ impl Guest {
         loop {
             match Endpoint::connect(socket, options) {
                 Ok(endpoint) => return Self { endpoint },
-                Err(EndpointError::Handshake { step: "connect", .. }) if Instant::now() < end => {
+                Err(EndpointError::Connect { .. }) if Instant::now() < end => {
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 Err(error) => panic!("no guest: {error}"),

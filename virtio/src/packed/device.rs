@@ -3,10 +3,10 @@
 //! A burst is published by one release store: the flags of its first used descriptor, written after all others.
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use super::ring::{Position, Ring, Tail};
 use super::{EVENT_FLAGS_DESC, EVENT_FLAGS_DISABLE, EVENT_FLAGS_ENABLE};
+use crate::atomic::{Ordering, fence};
 use crate::burst::{Burst, ChainError, DEFAULT_BURST};
 use crate::collect::Collector;
 use crate::desc::{DESC_F_WRITE, Descriptor};

@@ -3,10 +3,10 @@
 //! What the device may write is never trusted: which ids are free and what is outstanding is kept in private memory.
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use super::ring::{Position, Ring, Tail};
 use super::{EVENT_FLAGS_DESC, EVENT_FLAGS_DISABLE, EVENT_FLAGS_ENABLE};
+use crate::atomic::{Ordering, fence};
 use crate::desc::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_LEN};
 use crate::memory::MemoryMap;
 use crate::queue::{QueueConfig, QueueError, RingError};

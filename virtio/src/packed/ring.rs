@@ -1,9 +1,9 @@
 //! The parts of a packed virtqueue as cached host pointers, and places in it.
 
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::{DESC_F_AVAIL, DESC_F_USED, EVENT_FLAGS_DESC, EVENT_FLAGS_ENABLE, EVENT_LEN, WRAP};
+use crate::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use crate::desc::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_LEN, MAX_QUEUE_SIZE};
 use crate::memory::{MemoryMap, prefetch};
 use crate::queue::{QueueConfig, QueueError, locate, passes_event};

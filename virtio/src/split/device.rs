@@ -3,11 +3,11 @@
 //! One acquire load of the available index and one release store of the used index per burst; one barrier per publication.
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use super::ring::Ring;
 use super::walk::take_chain;
 use super::{QueueConfig, QueueError, RingError};
+use crate::atomic::{Ordering, fence};
 use crate::burst::Burst;
 use crate::collect::Collector;
 use crate::desc::{AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, Descriptor, USED_F_NO_NOTIFY};

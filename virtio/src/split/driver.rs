@@ -3,10 +3,10 @@
 //! What the device may write is never trusted: which descriptors are free and what is outstanding is kept in private memory.
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use super::ring::Ring;
 use super::{QueueConfig, QueueError, RingError};
+use crate::atomic::{Ordering, fence};
 use crate::desc::{
     AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_LEN, Descriptor, USED_F_NO_NOTIFY,
 };

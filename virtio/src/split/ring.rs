@@ -1,9 +1,9 @@
 //! The three parts of a split virtqueue as cached host pointers.
 
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::{QueueConfig, QueueError};
+use crate::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use crate::desc::{DESC_LEN, Descriptor, MAX_QUEUE_SIZE};
 use crate::memory::{MemoryMap, prefetch, prefetch_write};
 use crate::queue::locate;

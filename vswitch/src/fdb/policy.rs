@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Fdb, Slot, WAYS, is_static, port_of, seen_of};
 use crate::port_id::PortId;
-use std::sync::atomic::Ordering;
+use crate::sync::Ordering;
 
 /// Entries compared before one is given up.
 const CANDIDATES: usize = 16;

@@ -1,0 +1,55 @@
+//! The concurrent parts of the data path, compiled over a model checker's atomics and locks.
+//!
+//! The modules of the virtqueues, of the forwarding database and of the gate are the files that the switch is built from. Only what
+//! they take from `crate::atomic` and `crate::sync` is `loom`'s here, which tries every order of accesses that the memory model allows,
+//! stale reads of relaxed loads included.
+
+pub mod atomic;
+pub mod sync;
+
+#[path = "../../../virtio/src"]
+mod rings {
+    pub mod burst;
+    pub(crate) mod collect;
+    pub mod desc;
+    pub mod memory;
+    pub mod packed;
+    pub mod queue;
+    pub mod split;
+}
+
+#[path = "../../../vswitch/src"]
+mod switch {
+    pub mod fdb;
+    pub mod gate;
+    pub mod mac;
+    pub mod port_id;
+}
+
+pub(crate) use rings::collect;
+pub use rings::{burst, desc, memory, packed, queue, split};
+pub use switch::{fdb, gate, mac, port_id};
+
+use fdb::Fdb;
+use mac::MacAddr;
+use port_id::PortId;
+
+/// The port with this number.
+///
+/// # Panics
+/// When there is no such port.
+pub fn port(number: usize) -> PortId {
+    PortId::from_index(number).expect("a port's number")
+}
+
+/// Two station addresses that a table keeps in the same two sets, so that one is given the other's entry.
+///
+/// # Panics
+/// When there are none among the first few thousand.
+pub fn rivals(fdb: &Fdb) -> [MacAddr; 2] {
+    let sets = |number: u64| fdb.sets_of(0x0200_0000_0000 + number);
+    let other = (1..4096)
+        .find(|number| sets(*number) == sets(0))
+        .expect("a table with few sets");
+    [0, other].map(|number| MacAddr::from_bits(0x0200_0000_0000 + number))
+}

@@ -1,0 +1,5 @@
+//! What `vswitch` takes from `std::sync`, in the model checker's version.
+
+pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+pub(crate) use loom::sync::{Mutex, MutexGuard};
+pub(crate) use loom::thread::yield_now;

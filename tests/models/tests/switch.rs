@@ -1,0 +1,142 @@
+//! The forwarding database and the gate of a queue, used by several threads at once.
+//!
+//! What they catch was tried by taking it out. `an_entry_is_not_refreshed_after_it_was_freed` fails without the comparison of versions in
+//! `Fdb::find_in`, and with a plain store in place of the exchange in `Fdb::refresh`; `an_address_is_learned_once` without the second
+//! look under the lock in `Fdb::insert_learned`; `memory_goes_only_when_nobody_uses_it` when the mapping ends before the control thread
+//! has had the gate.
+
+use loom::cell::UnsafeCell;
+use loom::sync::Arc;
+use loom::thread;
+use netyard_models::fdb::{Fdb, FdbConfig, OnFull};
+use netyard_models::gate::Gate;
+use netyard_models::{port, rivals};
+
+const SEED: u64 = 1;
+const NOW: u32 = 1;
+
+fn explore(model: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.max_branches = 100_000;
+    builder.check(model);
+}
+
+fn table(size: usize) -> Arc<Fdb> {
+    let config = FdbConfig {
+        size,
+        ageing: 300,
+        on_full: OnFull::EvictLru,
+    };
+    Arc::new(Fdb::with_seed(config, SEED))
+}
+
+#[test]
+fn an_entry_that_changes_hands_is_never_mixed_up() {
+    explore(|| {
+        let fdb = table(1);
+        let [first, second] = rivals(&fdb);
+        fdb.learn(first, 0, port(1), NOW);
+        let other = {
+            let fdb = Arc::clone(&fdb);
+            thread::spawn(move || {
+                fdb.remove(first, 0);
+                fdb.learn(second, 0, port(2), NOW);
+            })
+        };
+        let found = fdb.lookup(first, 0, NOW);
+        assert!(found.is_none() || found == Some(port(1)), "{found:?}");
+        let found = fdb.lookup(second, 0, NOW);
+        assert!(found.is_none() || found == Some(port(2)), "{found:?}");
+        other.join().expect("no panic");
+        assert_eq!(fdb.lookup(first, 0, NOW), None);
+        assert_eq!(fdb.lookup(second, 0, NOW), Some(port(2)));
+    });
+}
+
+#[test]
+fn an_entry_is_not_refreshed_after_it_was_freed() {
+    explore(|| {
+        let fdb = table(1);
+        let [first, second] = rivals(&fdb);
+        fdb.learn(first, 0, port(1), NOW);
+        let other = {
+            let fdb = Arc::clone(&fdb);
+            // The station moved.
+            thread::spawn(move || fdb.learn(first, 0, port(3), NOW + 1))
+        };
+        fdb.remove(first, 0);
+        fdb.add_static(second, 0, port(2), NOW).expect("room for one");
+        other.join().expect("no panic");
+        assert_eq!(
+            fdb.lookup(second, 0, NOW),
+            Some(port(2)),
+            "another's entry was overwritten"
+        );
+        let entries = fdb.entries(NOW + 1);
+        assert_eq!(entries.len(), fdb.len());
+        assert!(
+            entries
+                .iter()
+                .all(|entry| entry.mac == second || entry.port == port(3))
+        );
+    });
+}
+
+#[test]
+fn an_address_is_learned_once() {
+    explore(|| {
+        let fdb = table(2);
+        let [first, _] = rivals(&fdb);
+        let other = {
+            let fdb = Arc::clone(&fdb);
+            thread::spawn(move || fdb.learn(first, 0, port(1), NOW))
+        };
+        fdb.learn(first, 0, port(2), NOW);
+        other.join().expect("no panic");
+        assert_eq!((fdb.len(), fdb.entries(NOW).len()), (1, 1));
+    });
+}
+
+/// Memory that a peer shares: what its use and its end are to a worker.
+#[derive(Default)]
+struct Mapping(UnsafeCell<bool>);
+
+impl Mapping {
+    fn is_used(&self) {
+        // The checker fails the model when the mapping ends at the same time.
+        self.0.with(|_| ());
+    }
+
+    fn ends(&self) {
+        self.0.with_mut(|_| ());
+    }
+}
+
+// A cell is shared only as the gate lets it, which is what is checked.
+#[test]
+fn memory_goes_only_when_nobody_uses_it() {
+    explore(|| {
+        let maps = Arc::new([Mapping::default(), Mapping::default()]);
+        // Which of the two the ring lies in.
+        let gate = Arc::new(Gate::<usize>::default());
+        let workers: Vec<_> = [false, true]
+            .into_iter()
+            .map(|shared| {
+                let (maps, gate) = (Arc::clone(&maps), Arc::clone(&gate));
+                thread::spawn(move || {
+                    let entered = if shared { gate.enter() } else { gate.try_enter() };
+                    if let Some(ring) = entered {
+                        maps[*ring].is_used();
+                    }
+                })
+            })
+            .collect();
+        *gate.lock() = 1;
+        // The control thread goes on as soon as it had the gate: nobody is in the old memory.
+        maps[0].ends();
+        for worker in workers {
+            worker.join().expect("no panic");
+        }
+    });
+}
