@@ -31,7 +31,7 @@ pub(super) enum CliError {
     #[error(transparent)]
     Up(Box<UpError>),
     #[error(transparent)]
-    Down(#[from] DownError),
+    Down(Box<DownError>),
     #[error(transparent)]
     Engine(#[from] EngineError),
     #[error(transparent)]
@@ -91,6 +91,12 @@ impl CliError {
             }
             _ => FAILED,
         }
+    }
+}
+
+impl From<DownError> for CliError {
+    fn from(error: DownError) -> Self {
+        Self::Down(Box::new(error))
     }
 }
 
