@@ -316,7 +316,7 @@ fn refusals(rig: &Rig<'_>) {
     // Less memory may be locked than the guest has.
     let image = rig.host("tr '\\0' '\\n' < /proc/$(pidof vmm)/cmdline | grep -A1 -x -e --kernel | tail -1");
     let output = rig.try_host(&format!(
-        "ulimit -l 65536; setpriv --bounding-set -ipc_lock --inh-caps -ipc_lock {} run --kernel {} --memory 256M --serial off \
+        "ulimit -l 65536; setpriv --bounding-set -ipc_lock --inh-caps=-ipc_lock {} run --kernel {} --memory 256M --serial off \
          --device {}",
         bin::path("vmm").display(),
         image.trim(),
