@@ -19,10 +19,12 @@ const CHANGING: usize = 6;
 const MAGIC: u32 = 0x4e79_7064;
 /// The shortest frame that has room for all of it, which is the shortest on Ethernet, without its frame check sequence.
 pub const SHORTEST: usize = UDP_END + MARK;
-/// The longest super-frame: the longest IPv4 packet in an Ethernet frame.
-pub const SUPER: usize = 14 + 65535;
 /// TCP payload of each segment of a super-frame, for an MTU of 1500 with timestamps.
 const SEGMENT: u16 = 1448;
+/// A super-frame as Linux sends it: as many whole segments as fit into 64 KiB.
+pub const SUPER: usize = TCP_END + 45 * SEGMENT as usize;
+/// The longest IPv4 packet in an Ethernet frame.
+const LONGEST: usize = 14 + 65535;
 
 /// What a frame says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +70,7 @@ impl Template {
 
     /// A TCP super-frame of `size` octets, to be segmented by whoever needs that.
     pub fn super_frame(source: [u8; 6], destination: [u8; 6], flow: u16, size: usize) -> Self {
-        let size = size.clamp(TCP_END + MARK, SUPER);
+        let size = size.clamp(TCP_END + MARK, LONGEST);
         let mut template = Self::ip(source, destination, 6, size, TCP_END);
         let frame = template.frame_mut();
         // The checksum field of a segment that is to be completed holds the sum over the pseudo-header.
