@@ -16,6 +16,8 @@ use crate::pktgen::run;
 use crate::pktgen::stream::{Sizes, Stream};
 use crate::switch::Switch;
 
+/// How long a peer is left alone before an attempt.
+const PAUSE: Duration = Duration::from_secs(1);
 /// How long a peer may take until frames pass between all its ports.
 const SETTLE: Duration = Duration::from_secs(30);
 
@@ -127,6 +129,9 @@ impl Peer {
     fn settle(&mut self) -> Result<(), PortError> {
         let end = Instant::now() + SETTLE;
         loop {
+            // A peer that still sets itself up may need the generator's processor for it.
+            self.signal(Signal::CONT);
+            std::thread::sleep(PAUSE);
             let passed = self.measure(|ports| {
                 run::teach(ports)?;
                 let mut streams = neighbours(ports.len(), true);
