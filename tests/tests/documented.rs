@@ -67,6 +67,7 @@ const PAGES: &[&str] = &[
     "docs/src/howto/host-tap.md",
     "docs/src/howto/isolate.md",
     "docs/src/howto/emulated-host.md",
+    "docs/src/howto/restart.md",
 ];
 
 #[test]
@@ -120,4 +121,9 @@ fn e2e_howto_isolate() {
 #[test]
 fn e2e_howto_emulated_host() {
     run_page(PAGES[4]);
+}
+
+#[test]
+fn howto_restart() {
+    run_page(PAGES[5]);
 }

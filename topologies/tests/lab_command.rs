@@ -160,8 +160,8 @@ fn a_file_with_faults_is_refused_with_their_places() {
     let text = place.fails(1, &["validate", "x.lab.yaml"]);
     assert_eq!(
         text,
-        "lab: x.lab.yaml:4:15: unknown key `swich`; did you mean `switch`? (keys known here: switch, mac, ip, queues, \
-         isolate, mtu)\n"
+        "lab: x.lab.yaml:4:15: unknown key `swich`; did you mean `switch`? (keys known here: switch, vf, pci, mac, \
+         ip, queues, isolate, mtu, vlan, promisc, spoof)\n"
     );
     assert!(
         place

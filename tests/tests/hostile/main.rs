@@ -57,11 +57,11 @@ fn play(cases: &[&[Case]]) {
 }
 
 #[test]
-fn hostile_guests_hurt_nobody() {
+fn e2e_hostile_guests_hurt_nobody() {
     play(&[&rings::CASES, &chains::CASES, &packets::CASES, &mutation::CASES]);
 }
 
 #[test]
-fn hostile_front_ends_hurt_nobody() {
+fn e2e_hostile_front_ends_hurt_nobody() {
     play(&[&messages::CASES, &frontends::CASES, &memory::CASES]);
 }
