@@ -254,6 +254,30 @@ impl Session {
             Ok(None) | Err(_) => Ok(handle),
         }
     }
+
+    /// Serve one front-end that is connected already, on this thread, until it goes or breaks the protocol; what
+    /// became of it is in the status.
+    pub fn serve(
+        stream: UnixStream,
+        patience: Duration,
+        port: PortConfig,
+        plane: Arc<dyn DevicePlane>,
+    ) -> Result<SessionStatus, SessionError> {
+        port.check()?;
+        let shared = Arc::new(Shared::new(port.link_up)?);
+        let worker = Worker {
+            socket: SocketConfig {
+                patience,
+                ..SocketConfig::server("")
+            },
+            port: Arc::new(port),
+            plane,
+            shared: Arc::clone(&shared),
+        };
+        worker.serve(stream, None);
+        let status = shared.status().clone();
+        Ok(status)
+    }
 }
 
 /// A session to be gone on with.
