@@ -273,8 +273,10 @@ impl Session {
             port: Arc::new(port),
             plane,
             shared: Arc::clone(&shared),
+            server: None,
         };
-        worker.serve(stream, None);
+        // Nobody stops it, so there is no state to go on with.
+        let _ = worker.serve(stream);
         let status = shared.status().clone();
         Ok(status)
     }
