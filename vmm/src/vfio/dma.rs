@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use iommufd_ioctls::{IommuFd, IommufdError};
 use kvm_bindings::{kvm_create_device, kvm_device_type_KVM_DEV_TYPE_VFIO};
@@ -89,9 +89,22 @@ impl Drop for Attached {
     }
 }
 
-/// The address spaces of a VM: one for each of the kernel's interfaces that its devices need.
-#[derive(Debug, Default)]
-pub struct DmaSpaces(Vec<Arc<DmaSpace>>);
+/// The address spaces of a VM: one for each of the kernel's interfaces that its devices need, while they need it. A group that
+/// had several devices is only closed with the whole space.
+#[derive(Default)]
+pub struct DmaSpaces {
+    spaces: Vec<Weak<DmaSpace>>,
+    /// KVM's view of the devices. There can be one in the life of a VM.
+    tracking: Option<Arc<VfioDeviceFd>>,
+}
+
+impl fmt::Debug for DmaSpaces {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DmaSpaces")
+            .field("spaces", &self.spaces)
+            .finish_non_exhaustive()
+    }
+}
 
 const IOMMUFD: &str = "/dev/iommu";
 
@@ -100,19 +113,40 @@ impl DmaSpaces {
     pub fn attach(&mut self, source: &Source, vm: &Vm, ram: &GuestRam) -> Result<Attached, OpenError> {
         check(source)?;
         let interface = Interface::of(source, Path::new(IOMMUFD));
-        let space = if let Some(space) = self.0.iter().find(|space| space.interface == interface) {
-            Arc::clone(space)
+        self.spaces.retain(|space| space.strong_count() > 0);
+        let mut spaces = self.spaces.iter().filter_map(Weak::upgrade);
+        let space = if let Some(space) = spaces.find(|space| space.interface == interface) {
+            space
         } else {
-            let space = Arc::new(DmaSpace::new(interface, source, vm, ram)?);
-            self.0.push(Arc::clone(&space));
+            let tracking = self.tracking(source, vm)?;
+            let space = Arc::new(DmaSpace::new(interface, source, tracking, ram)?);
+            self.spaces.push(Arc::downgrade(&space));
             space
         };
         space.attach(source)
     }
 
+    fn tracking(&mut self, source: &Source, vm: &Vm) -> Result<Arc<VfioDeviceFd>, OpenError> {
+        if let Some(tracking) = &self.tracking {
+            return Ok(Arc::clone(tracking));
+        }
+        let mut device = kvm_create_device {
+            type_: kvm_device_type_KVM_DEV_TYPE_VFIO,
+            ..Default::default()
+        };
+        let device = vm
+            .fd()
+            .create_device(&mut device)
+            .map_err(doing("follow devices that are passed through"))
+            .map_err(|error| OpenError::Hypervisor(source.clone(), error))?;
+        let device = Arc::new(VfioDeviceFd::new_from_kvm(device));
+        Ok(Arc::clone(self.tracking.insert(device)))
+    }
+
     /// True if guest RAM is pinned for a device.
     pub fn in_use(&self) -> bool {
-        self.0.iter().any(|space| *space.users() > 0)
+        let mut spaces = self.spaces.iter().filter_map(Weak::upgrade);
+        spaces.any(|space| *space.users() > 0)
     }
 }
 
@@ -140,18 +174,13 @@ fn check(source: &Source) -> Result<(), OpenError> {
 }
 
 impl DmaSpace {
-    fn new(interface: Interface, source: &Source, vm: &Vm, ram: &GuestRam) -> Result<Self, OpenError> {
+    fn new(
+        interface: Interface,
+        source: &Source,
+        tracking: Arc<VfioDeviceFd>,
+        ram: &GuestRam,
+    ) -> Result<Self, OpenError> {
         let refused = |error| refusal(source, error);
-        let mut tracking = kvm_create_device {
-            type_: kvm_device_type_KVM_DEV_TYPE_VFIO,
-            ..Default::default()
-        };
-        let tracking = vm
-            .fd()
-            .create_device(&mut tracking)
-            .map_err(doing("follow devices that are passed through"))
-            .map_err(|error| OpenError::Hypervisor(source.clone(), error))?;
-        let tracking = Arc::new(VfioDeviceFd::new_from_kvm(tracking));
         let (ops, iommufd): (Arc<dyn VfioOps>, _) = match interface {
             Interface::Container => (
                 Arc::new(VfioContainer::new(Some(tracking)).map_err(refused)?),
