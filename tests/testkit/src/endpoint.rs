@@ -336,7 +336,10 @@ impl Endpoint {
             ..self.options
         };
         self.queues[index] = Queue::new(&self.map, at, buffer_len, region_step, &options)?;
-        self.start(index).map_err(failed)
+        self.start(index).map_err(failed)?;
+        // Messages are handled in order: with this answer the ring is enabled, and takes what is sent.
+        self.frontend.get_features().map_err(failed)?;
+        Ok(())
     }
 
     /// Queue pairs.
