@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1};
+use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_GUEST_CSUM,
     VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4,
@@ -38,6 +38,7 @@ pub(super) const GUEST_USO4: u64 = 1 << VIRTIO_NET_F_GUEST_USO4;
 pub(super) const GUEST_USO6: u64 = 1 << VIRTIO_NET_F_GUEST_USO6;
 pub(super) const HOST_USO: u64 = 1 << VIRTIO_NET_F_HOST_USO;
 pub(super) const IN_ORDER: u64 = 1 << VIRTIO_F_IN_ORDER;
+pub(super) const RING_RESET: u64 = 1 << VIRTIO_F_RING_RESET;
 
 /// UDP segmentation, which came later than TCP's.
 const USO: u64 = GUEST_USO4 | GUEST_USO6 | HOST_USO;
@@ -50,14 +51,15 @@ const OFFLOADS: u64 =
 /// Packed rings are not among them: nothing in a packed ring tells where a back-end that died had got to, so the next one
 /// could not go on.
 pub(super) const BACKEND: u64 =
-    VERSION_1 | EVENT_IDX | INDIRECT_DESC | IN_ORDER | MRG_RXBUF | MQ | MTU | OFFLOADS | USO;
+    VERSION_1 | EVENT_IDX | INDIRECT_DESC | IN_ORDER | RING_RESET | MRG_RXBUF | MQ | MTU | OFFLOADS | USO;
 
 /// Features that the front-end provides by itself, whatever the back-end offers.
 pub(super) const FRONTEND: u64 = STATUS | CTRL_VQ | GUEST_ANNOUNCE;
 
 /// What a NIC offers when its guest starts before any back-end was seen: what every vhost-user network
 /// back-end in use has, so that whichever comes can serve the guest.
-pub(super) const WITHOUT_BACKEND: u64 = (BACKEND & !(MTU | GUEST_ECN | HOST_ECN | USO | IN_ORDER)) | FRONTEND;
+pub(super) const WITHOUT_BACKEND: u64 =
+    (BACKEND & !(MTU | GUEST_ECN | HOST_ECN | USO | IN_ORDER | RING_RESET)) | FRONTEND;
 
 /// Takes away what cannot stand alone: the standard forbids offering a feature without what it requires.
 pub(super) fn with_requirements(mut features: u64) -> u64 {
@@ -80,7 +82,7 @@ pub(super) fn with_requirements(mut features: u64) -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FeatureNames(pub u64);
 
-const NAMES: [(u64, &str); 22] = [
+const NAMES: [(u64, &str); 23] = [
     (CSUM, "CSUM"),
     (GUEST_CSUM, "GUEST_CSUM"),
     (MTU, "MTU"),
@@ -103,6 +105,7 @@ const NAMES: [(u64, &str); 22] = [
     (EVENT_IDX, "EVENT_IDX"),
     (VERSION_1, "VERSION_1"),
     (IN_ORDER, "IN_ORDER"),
+    (RING_RESET, "RING_RESET"),
 ];
 
 impl fmt::Display for FeatureNames {

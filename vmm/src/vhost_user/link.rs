@@ -222,6 +222,16 @@ impl Link {
         Ok(())
     }
 
+    /// Starts a single ring beside those that run.
+    pub(super) fn start_ring(&mut self, watchdog: &Watchdog, ring: &Vring<'_>) -> Result<(), LinkError> {
+        let step = Step::begin(watchdog, &self.stream, self.timeouts.start)?;
+        self.describe(&step, ring)?;
+        if self.features & features::PROTOCOL_FEATURES != 0 {
+            self.enable(&step, ring.index, ring.enabled)?;
+        }
+        Ok(())
+    }
+
     fn describe(&mut self, step: &Step, ring: &Vring<'_>) -> Result<(), LinkError> {
         let frontend = &self.requests.0;
         let index = usize::from(ring.index);
@@ -350,12 +360,28 @@ impl Link {
     /// Stops every ring: when it returns without error, the back-end uses no guest memory any more.
     pub(super) fn stop(&mut self, watchdog: &Watchdog) -> Result<(), LinkError> {
         let step = Step::begin(watchdog, &self.stream, self.timeouts.change)?;
-        for index in std::mem::take(&mut self.started) {
-            let stopped = self.plain(|frontend| frontend.get_vring_base(usize::from(index)));
-            step.check("GET_VRING_BASE", stopped)?;
-            if self.features & features::PROTOCOL_FEATURES != 0 {
-                self.enable(&step, index, false)?;
-            }
+        while !self.started.is_empty() {
+            let index = self.started.remove(0);
+            self.take_back(&step, index)?;
+        }
+        Ok(())
+    }
+
+    /// Stops one ring, as [`stop`](Self::stop) does all of them.
+    pub(super) fn stop_ring(&mut self, watchdog: &Watchdog, index: u16) -> Result<(), LinkError> {
+        let Some(at) = self.started.iter().position(|started| *started == index) else {
+            return Ok(());
+        };
+        let step = Step::begin(watchdog, &self.stream, self.timeouts.change)?;
+        self.started.remove(at);
+        self.take_back(&step, index)
+    }
+
+    fn take_back(&mut self, step: &Step, index: u16) -> Result<(), LinkError> {
+        let stopped = self.plain(|frontend| frontend.get_vring_base(usize::from(index)));
+        step.check("GET_VRING_BASE", stopped)?;
+        if self.features & features::PROTOCOL_FEATURES != 0 {
+            self.enable(step, index, false)?;
         }
         Ok(())
     }

@@ -13,14 +13,14 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::control::ControlQueue;
 use super::features;
 use super::link::Timeouts;
-use super::rings::ActiveNic;
+use super::rings::{ActiveNic, Ring};
 use super::shared::{NicStatus, Shared};
 use super::socket::{Connector, SocketMode};
 use super::supervisor::{Command, Supervisor};
 use super::watchdog::{Cutter, Watchdog};
 use crate::listener::SocketError;
-use crate::memory::{MemoryObserver, RamRegion};
-use crate::virtio::device::{ActivateError, Activation, VirtioDevice};
+use crate::memory::{GuestRam, MemoryObserver, RamRegion};
+use crate::virtio::device::{ActivateError, Activation, ActiveQueue, ConfigIrq, VirtioDevice};
 use crate::virtio::worker::Worker;
 
 /// The device type number of a network device.
@@ -110,8 +110,18 @@ pub struct VhostUserNet {
     cutter: Cutter,
     supervisor: Option<JoinHandle<()>>,
     control: Option<Worker>,
+    /// While the guest's driver is ready: what queues need that it sets up anew.
+    terms: Option<Terms>,
     queue_sizes: Vec<u16>,
     acked: u64,
+}
+
+/// What an activation gives besides the queues.
+#[derive(Debug)]
+struct Terms {
+    ram: GuestRam,
+    config_irq: ConfigIrq,
+    control_index: u16,
 }
 
 /// Reads a NIC's state, from any thread, for as long as anybody wants to know.
@@ -201,6 +211,7 @@ impl VhostUserNet {
             cutter,
             supervisor: Some(supervisor),
             control: None,
+            terms: None,
             queue_sizes,
             acked: 0,
         })
@@ -234,6 +245,24 @@ impl VhostUserNet {
                 self.cutter.cut();
             }
         }
+    }
+
+    /// Serves the control queue, if the guest's driver makes use of it.
+    fn start_control(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
+        if let Some(terms) = &self.terms
+            && self.acked & features::CTRL_VQ != 0
+        {
+            self.control = Some(ControlQueue::start(
+                &self.name,
+                queue,
+                Arc::clone(&terms.ram.mem),
+                self.acked,
+                terms.control_index / 2,
+                Arc::clone(&self.shared),
+                terms.config_irq.clone(),
+            )?);
+        }
+        Ok(())
     }
 
     /// The control queue comes behind the last queue pair that the guest knows of.
@@ -293,16 +322,14 @@ impl VirtioDevice for VhostUserNet {
             .map(|at| queues.remove(at));
         // Queues that the guest was not told of carry nothing.
         queues.retain(|q| q.index < control_index);
-        let (ram, events) = (mem.mem.clone(), config_irq.clone());
+        self.terms = Some(Terms {
+            ram: mem.clone(),
+            config_irq: config_irq.clone(),
+            control_index,
+        });
         let nic = Box::new(ActiveNic::new(acked, mem, queues, config_irq)?);
-        if let Some(queue) = control
-            && acked & features::CTRL_VQ != 0
-        {
-            let shared = Arc::clone(&self.shared);
-            let pairs = control_index / 2;
-            self.control = Some(ControlQueue::start(
-                &self.name, queue, ram, acked, pairs, shared, events,
-            )?);
+        if let Some(queue) = control {
+            self.start_control(queue)?;
         }
         info!(
             "{}: driver ready, features {}",
@@ -329,8 +356,33 @@ impl VirtioDevice for VhostUserNet {
 
     fn reset(&mut self) {
         self.control = None;
+        self.terms = None;
         self.acked = 0;
         self.send_and_wait(Command::Reset);
+    }
+
+    fn reset_queue(&mut self, index: u16) {
+        let control = self.terms.as_ref().map(|terms| terms.control_index);
+        if control == Some(index) {
+            self.control = None;
+        } else {
+            self.send_and_wait(|done| Command::ResetRing(index, done));
+        }
+    }
+
+    fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
+        let Some(terms) = &self.terms else {
+            return Err(ActivateError::MissingQueue(queue.index));
+        };
+        if queue.index == terms.control_index {
+            return self.start_control(queue);
+        }
+        // Queues that the guest was not told of carry nothing.
+        if queue.index < terms.control_index {
+            let ring = Ring::new(queue, &terms.ram.regions)?;
+            self.send(Command::StartRing(Box::new(ring)));
+        }
+        Ok(())
     }
 
     fn queue_irq_changed(&mut self, index: u16) {

@@ -24,8 +24,9 @@ pub(super) struct ActiveNic {
     handed_over: bool,
 }
 
+/// A data ring, found inside the guest's memory.
 #[derive(Debug)]
-struct Ring {
+pub(super) struct Ring {
     queue: ActiveQueue,
     desc: u64,
     avail: u64,
@@ -35,7 +36,7 @@ struct Ring {
 }
 
 impl Ring {
-    fn new(queue: ActiveQueue, regions: &[RamRegion]) -> Result<Self, ActivateError> {
+    pub(super) fn new(queue: ActiveQueue, regions: &[RamRegion]) -> Result<Self, ActivateError> {
         let size = u64::from(queue.size);
         let at = |what, addr, len| {
             host_address(regions, addr, len).ok_or(ActivateError::RingOutsideMemory {
@@ -89,21 +90,41 @@ impl ActiveNic {
     /// The rings as a back-end is told of them, the first `pairs` queue pairs enabled. It starts them, or goes on
     /// where another left off.
     pub(super) fn vrings(&self, pairs: u16, go_on: bool) -> Vec<Vring<'_>> {
+        let base = |ring| if go_on { self.resume_index(ring) } else { 0 };
         self.rings
             .iter()
-            .map(|ring| Vring {
-                index: ring.queue.index,
-                size: ring.queue.size,
-                desc: ring.desc,
-                avail: ring.avail,
-                used: ring.used,
-                base: if go_on { self.resume_index(ring) } else { 0 },
-                kick: &ring.queue.kick,
-                call: &ring.call,
-                error: &self.error,
-                enabled: ring.queue.index / 2 < pairs,
-            })
+            .map(|ring| self.vring(ring, pairs, base(ring)))
             .collect()
+    }
+
+    fn vring<'a>(&'a self, ring: &'a Ring, pairs: u16, base: u16) -> Vring<'a> {
+        Vring {
+            index: ring.queue.index,
+            size: ring.queue.size,
+            desc: ring.desc,
+            avail: ring.avail,
+            used: ring.used,
+            base,
+            kick: &ring.queue.kick,
+            call: &ring.call,
+            error: &self.error,
+            enabled: ring.queue.index / 2 < pairs,
+        }
+    }
+
+    /// Takes a ring over that the driver has set up anew; as a back-end is told of it, for it to begin at the beginning.
+    pub(super) fn add(&mut self, ring: Ring, pairs: u16) -> Vring<'_> {
+        self.remove(ring.queue.index);
+        let at = self
+            .rings
+            .partition_point(|other| other.queue.index < ring.queue.index);
+        self.rings.insert(at, ring);
+        self.vring(&self.rings[at], pairs, 0)
+    }
+
+    /// Forgets a ring that the driver took back.
+    pub(super) fn remove(&mut self, index: u16) {
+        self.rings.retain(|ring| ring.queue.index != index);
     }
 
     /// Where a back-end goes on. Back-ends complete in order, so whatever lies behind the used index has not

@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 use super::config::ANNOUNCE;
 use super::features::{self, FeatureNames};
 use super::link::{Link, LinkError, Timeouts};
-use super::rings::ActiveNic;
+use super::rings::{ActiveNic, Ring};
 use super::shared::{Offer, Shared};
 use super::socket::Connector;
 use super::watchdog::Watchdog;
@@ -39,6 +39,10 @@ pub(super) enum Command {
     Pause(SyncSender<()>),
     /// The rings may be used again.
     Resume,
+    /// The guest's driver takes this ring back: answer when it is in use no more.
+    ResetRing(u16, SyncSender<()>),
+    /// The guest's driver has set a ring up anew that it had taken back.
+    StartRing(Box<Ring>),
     /// The guest's driver mapped a queue to another interrupt vector.
     RenewCall(u16),
     /// The VM got memory.
@@ -157,6 +161,11 @@ impl Supervisor {
                     self.paused = false;
                     self.bring_up();
                 }
+                Ok(Command::ResetRing(index, done)) => {
+                    self.reset_ring(index);
+                    let _ = done.send(());
+                }
+                Ok(Command::StartRing(ring)) => self.start_ring(*ring),
                 Ok(Command::RenewCall(index)) => self.renew_call(index),
                 Ok(Command::AddMemory(region)) => {
                     self.regions.retain(|r| r.guest_addr != region.guest_addr);
@@ -209,6 +218,29 @@ impl Supervisor {
         match link.stop(&self.watchdog) {
             Ok(()) => self.shared.lock().rings_running = false,
             Err(e) => self.lose_link(&e),
+        }
+    }
+
+    fn reset_ring(&mut self, index: u16) {
+        if self.shared.lock().rings_running
+            && let Some(link) = &mut self.link
+            && let Err(e) = link.stop_ring(&self.watchdog, index)
+        {
+            self.lose_link(&e);
+        }
+        if let Some(nic) = &mut self.nic {
+            nic.remove(index);
+        }
+    }
+
+    fn start_ring(&mut self, ring: Ring) {
+        let Some(nic) = &mut self.nic else { return };
+        let vring = nic.add(ring, self.enabled);
+        if self.shared.lock().rings_running
+            && let Some(link) = &mut self.link
+            && let Err(e) = link.start_ring(&self.watchdog, &vring)
+        {
+            self.lose_link(&e);
         }
     }
 

@@ -5,6 +5,7 @@ mod lifecycle;
 mod peers;
 mod reconnect;
 mod reference;
+mod ring_reset;
 mod script;
 
 use std::path::Path;

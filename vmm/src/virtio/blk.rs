@@ -26,13 +26,13 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_config::{VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use disk::Disk;
 use worker::Terms;
 
-use super::device::{ActivateError, Activation, VirtioDevice};
+use super::device::{ActivateError, Activation, ActiveQueue, VirtioDevice};
 use super::worker::Worker;
 
 /// The device type number of a block device.
@@ -63,6 +63,7 @@ const COMMON: u64 = 1 << VIRTIO_BLK_F_SEG_MAX
     | 1 << VIRTIO_BLK_F_TOPOLOGY
     | 1 << VIRTIO_RING_F_INDIRECT_DESC
     | 1 << VIRTIO_F_VERSION_1
+    | 1 << VIRTIO_F_RING_RESET
     | FLUSH
     | EVENT_IDX;
 
@@ -152,7 +153,9 @@ pub struct Blk {
     engine: EngineKind,
     queue_sizes: Vec<u16>,
     config: [u8; CONFIG_LEN],
-    workers: Vec<Worker>,
+    /// Each with the index of its queue.
+    workers: Vec<(u16, Worker)>,
+    terms: Option<Terms>,
 }
 
 impl Blk {
@@ -180,6 +183,7 @@ impl Blk {
             queue_sizes,
             config,
             workers: Vec::new(),
+            terms: None,
         })
     }
 }
@@ -246,29 +250,41 @@ impl VirtioDevice for Blk {
             features,
             config_irq,
         } = activation;
-        for queue in queues {
-            let terms = Terms {
-                features,
-                engine: self.engine,
-                disk: Arc::clone(&self.disk),
-                mem: Arc::clone(&mem.mem),
-                config_irq: config_irq.clone(),
-            };
-            self.workers.push(worker::start(queue, terms)?);
-        }
-        Ok(())
+        self.terms = Some(Terms {
+            features,
+            engine: self.engine,
+            disk: Arc::clone(&self.disk),
+            mem: Arc::clone(&mem.mem),
+            config_irq,
+        });
+        queues.into_iter().try_for_each(|queue| self.start_queue(queue))
     }
 
     fn pause(&mut self) {
-        self.workers.iter().for_each(Worker::hold);
+        self.workers.iter().for_each(|(_, worker)| worker.hold());
     }
 
     fn resume(&mut self) {
-        self.workers.iter().for_each(Worker::release);
+        self.workers.iter().for_each(|(_, worker)| worker.release());
     }
 
     fn reset(&mut self) {
         // Each worker ends when its last transfer has.
         self.workers.clear();
+        self.terms = None;
+    }
+
+    fn reset_queue(&mut self, index: u16) {
+        // Its last transfer has ended when this returns.
+        self.workers.retain(|(of, _)| *of != index);
+    }
+
+    fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
+        let Some(terms) = &self.terms else {
+            return Err(ActivateError::MissingQueue(queue.index));
+        };
+        let index = queue.index;
+        self.workers.push((index, worker::start(queue, terms.clone())?));
+        Ok(())
     }
 }

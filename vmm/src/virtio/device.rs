@@ -55,6 +55,17 @@ pub trait VirtioDevice: Debug + Send {
     /// activation any more. Called in every state.
     fn reset(&mut self);
 
+    /// The driver takes queue `index` of the running or paused device back (`VIRTIO_F_RING_RESET`): when this returns,
+    /// nothing uses it any more. Only a device that offers the feature is asked.
+    fn reset_queue(&mut self, index: u16) {
+        let _ = index;
+    }
+
+    /// The driver enabled a queue that it had taken back, set up anew. A device that fails is marked as needing a reset.
+    fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
+        Err(ActivateError::MissingQueue(queue.index))
+    }
+
     /// The driver mapped a queue of the running device to another MSI-X vector, or to none: the eventfd of its
     /// [`QueueIrq`] is not the one it was. A device that only calls [`QueueIrq::notify`] needs no care.
     fn queue_irq_changed(&mut self, index: u16) {
@@ -75,7 +86,7 @@ pub struct Activation {
     pub config_irq: ConfigIrq,
 }
 
-/// A virtqueue that the driver has enabled. It stays as it is until reset.
+/// A virtqueue that the driver has enabled. It stays as it is until the device or the queue is reset.
 #[derive(Debug)]
 pub struct ActiveQueue {
     /// Which of the device's queues this is.

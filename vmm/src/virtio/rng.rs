@@ -4,12 +4,14 @@ use std::io;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use tracing::debug;
+use virtio_bindings::virtio_config::VIRTIO_F_RING_RESET;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::epoll::EventSet;
 
-use super::device::{ActivateError, Activation, ConfigIrq, VirtioDevice};
+use super::device::{ActivateError, Activation, ActiveQueue, ConfigIrq, VirtioDevice};
 use super::ring::{BrokenRing, Ring, ServeError};
 use super::worker::{Poller, Worker};
+use crate::memory::GuestRam;
 
 #[cfg(test)]
 mod tests;
@@ -24,6 +26,15 @@ const MOST: usize = 4096;
 #[derive(Debug, Default)]
 pub struct Rng {
     worker: Option<Worker>,
+    terms: Option<Terms>,
+}
+
+/// What an activation gives besides the queue.
+#[derive(Debug)]
+struct Terms {
+    mem: GuestRam,
+    features: u64,
+    config_irq: ConfigIrq,
 }
 
 impl Rng {
@@ -43,7 +54,7 @@ impl VirtioDevice for Rng {
     }
 
     fn features(&self) -> u64 {
-        1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX
+        1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_F_RING_RESET
     }
 
     fn ack_features(&mut self, _features: u64) -> bool {
@@ -62,11 +73,12 @@ impl VirtioDevice for Rng {
             config_irq,
         } = activation;
         let queue = queues.into_iter().next().ok_or(ActivateError::MissingQueue(0))?;
-        let ring = Ring::new(queue, mem.mem, features)?;
-        self.worker = Some(Worker::spawn("rng", move |poller| {
-            run(poller, ring, &config_irq);
-        })?);
-        Ok(())
+        self.terms = Some(Terms {
+            mem,
+            features,
+            config_irq,
+        });
+        self.start_queue(queue)
     }
 
     fn pause(&mut self) {
@@ -83,6 +95,23 @@ impl VirtioDevice for Rng {
 
     fn reset(&mut self) {
         self.worker = None;
+        self.terms = None;
+    }
+
+    fn reset_queue(&mut self, _index: u16) {
+        self.worker = None;
+    }
+
+    fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
+        let Some(terms) = &self.terms else {
+            return Err(ActivateError::MissingQueue(queue.index));
+        };
+        let ring = Ring::new(queue, terms.mem.mem.clone(), terms.features)?;
+        let config_irq = terms.config_irq.clone();
+        self.worker = Some(Worker::spawn("rng", move |poller| {
+            run(poller, ring, &config_irq);
+        })?);
+        Ok(())
     }
 }
 

@@ -128,7 +128,8 @@ impl GuestQueue {
         BUFFERS + STEP * u64::from(self.index)
     }
 
-    fn activate(&mut self) -> ActiveQueue {
+    /// The ring, empty, as the transport hands it over.
+    pub(crate) fn activate(&mut self) -> ActiveQueue {
         self.mem
             .write_slice(&[0; 0x3000], GuestAddress(self.base()))
             .unwrap();

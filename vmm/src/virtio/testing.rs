@@ -8,7 +8,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use crate::memory::{GuestRam, RamConfig};
 use crate::pci::testing::FakePlatform;
 use crate::pci::{ConfigSpace, Function};
-use crate::virtio::device::{ActivateError, Activation, VirtioDevice};
+use crate::virtio::device::{ActivateError, Activation, ActiveQueue, VirtioDevice};
 use crate::virtio::pci::VirtioPci;
 
 pub(crate) const VERSION_1: u64 = 1 << 32;
@@ -261,6 +261,7 @@ pub(crate) struct Seen {
     pub(crate) active: Option<Activation>,
     pub(crate) resets: usize,
     pub(crate) irq_changes: Vec<u16>,
+    pub(crate) queue_resets: Vec<u16>,
     pub(crate) config: [u8; 8],
     pub(crate) refuse_features: bool,
     pub(crate) refuse_start: bool,
@@ -347,5 +348,24 @@ impl VirtioDevice for FakeDevice {
 
     fn queue_irq_changed(&mut self, index: u16) {
         self.seen.lock().unwrap().irq_changes.push(index);
+    }
+
+    fn reset_queue(&mut self, index: u16) {
+        let mut seen = self.seen.lock().unwrap();
+        seen.queue_resets.push(index);
+        if let Some(active) = &mut seen.active {
+            active.queues.retain(|queue| queue.index != index);
+        }
+    }
+
+    fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
+        let mut seen = self.seen.lock().unwrap();
+        if seen.refuse_start {
+            return Err(ActivateError::MissingQueue(queue.index));
+        }
+        if let Some(active) = &mut seen.active {
+            active.queues.push(queue);
+        }
+        Ok(())
     }
 }

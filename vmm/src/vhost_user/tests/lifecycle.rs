@@ -42,6 +42,7 @@ fn the_guest_is_offered_what_both_sides_have() {
         | features::CSUM
         | features::HOST_USO
         | features::IN_ORDER
+        | features::RING_RESET
         | features::PROTOCOL_FEATURES
         | 1 << 34;
     let (nic, _backend) = connected(
@@ -61,6 +62,7 @@ fn the_guest_is_offered_what_both_sides_have() {
         | features::CSUM
         | features::HOST_USO
         | features::IN_ORDER
+        | features::RING_RESET
         | features::STATUS
         | features::CTRL_VQ
         | features::GUEST_ANNOUNCE;

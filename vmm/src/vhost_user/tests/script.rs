@@ -19,6 +19,7 @@ pub(super) const GET_FEATURES: u32 = 1;
 pub(super) const SET_FEATURES: u32 = 2;
 pub(super) const SET_OWNER: u32 = 3;
 pub(super) const SET_MEM_TABLE: u32 = 5;
+pub(super) const SET_VRING_NUM: u32 = 8;
 pub(super) const SET_VRING_BASE: u32 = 10;
 pub(super) const GET_VRING_BASE: u32 = 11;
 pub(super) const SET_VRING_KICK: u32 = 12;

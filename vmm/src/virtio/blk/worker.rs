@@ -20,6 +20,7 @@ use crate::virtio::queue::split_queue;
 use crate::virtio::worker::{Orders, Worker};
 
 /// What all queues of an active disk have in common.
+#[derive(Debug, Clone)]
 pub(super) struct Terms {
     pub(super) features: u64,
     pub(super) engine: EngineKind,

@@ -12,7 +12,8 @@ const TYPE_DEVICE: u8 = 4;
 const TYPE_PCI_CONFIG: u8 = 5;
 /// Header, type, BAR, offset and length.
 const LEN: u8 = 16;
-const COMMON_LEN: u32 = 56;
+/// `struct virtio_pci_common_cfg` up to `queue_reset`; what `queue_notify_data` would tell is not offered.
+const COMMON_LEN: u32 = 60;
 
 /// The PCI identity of a device of this virtio type.
 pub(super) fn identity(device_type: u32) -> Identity {

@@ -10,11 +10,15 @@
 //!
 //! Status bits are only ever added; a queue's registers are frozen once it is enabled, and all of them once
 //! `DRIVER_OK` is set. What a driver writes against the rules is ignored.
+//!
+//! With `VIRTIO_F_RING_RESET`, a driver takes a single queue back by writing 1 to `queue_reset`, which is done when the
+//! write returns: both it and `queue_enable` read 0 from then on. The queue's registers may be written again, and enabling
+//! it hands it to the device that runs.
 
 use std::sync::Arc;
 
 use tracing::{debug, info};
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_config::{VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::queue::{NO_VECTOR, QueueRegisters};
@@ -32,6 +36,7 @@ pub(super) const NEEDS_RESET: u8 = 64;
 pub(super) const FAILED: u8 = 128;
 
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+const RING_RESET: u64 = 1 << VIRTIO_F_RING_RESET;
 /// The bit of the ISR register that says that the configuration changed.
 const ISR_CONFIG: u8 = 2;
 
@@ -52,6 +57,7 @@ enum Field {
     QueueNotifyOffset,
     /// Of descriptor table, available and used ring: which, and which half.
     QueueAddress(Ring, bool),
+    QueueReset,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +71,7 @@ const fn at(offset: u64, width: u8, id: Field) -> Register<Field> {
     Register { offset, width, id }
 }
 
-const MAP: [Register<Field>; 19] = [
+const MAP: [Register<Field>; 20] = [
     at(0, 4, Field::DeviceFeatureSelect),
     at(4, 4, Field::DeviceFeature),
     at(8, 4, Field::DriverFeatureSelect),
@@ -85,6 +91,7 @@ const MAP: [Register<Field>; 19] = [
     at(44, 4, Field::QueueAddress(Ring::Avail, true)),
     at(48, 4, Field::QueueAddress(Ring::Used, false)),
     at(52, 4, Field::QueueAddress(Ring::Used, true)),
+    at(58, 2, Field::QueueReset),
 ];
 
 /// What the device does.
@@ -115,6 +122,8 @@ pub(super) struct Common {
     bus_master: bool,
     /// The VM is held.
     held: bool,
+    /// Queues that were enabled anew while the device was paused.
+    late: Vec<u16>,
 }
 
 impl Common {
@@ -138,6 +147,7 @@ impl Common {
             activity: Activity::Idle,
             bus_master: false,
             held: false,
+            late: Vec::new(),
         }
     }
 
@@ -201,6 +211,7 @@ impl Common {
     pub(super) fn reset(&mut self, kicks: &[EventFd]) {
         self.device.reset();
         self.activity = Activity::Idle;
+        self.late.clear();
         for queue in &mut self.queues {
             queue.reset();
         }
@@ -255,6 +266,9 @@ impl Common {
             (Activity::Paused, true) => {
                 self.device.resume();
                 self.activity = Activity::Running;
+                for index in std::mem::take(&mut self.late) {
+                    self.start_queue(index, kicks);
+                }
             }
             _ => {}
         }
@@ -263,10 +277,63 @@ impl Common {
     fn start(&mut self, kicks: &[EventFd]) {
         self.activity = Activity::Running;
         if let Err(error) = self.activate(kicks) {
-            info!(device = self.device.device_type(), %error, "virtio device does not start");
-            self.device.reset();
-            self.activity = Activity::Idle;
-            ConfigIrq::new(Arc::clone(&self.events)).needs_reset();
+            self.fail(&error);
+        }
+    }
+
+    fn fail(&mut self, error: &ActivateError) {
+        info!(device = self.device.device_type(), %error, "virtio device does not start");
+        self.device.reset();
+        self.activity = Activity::Idle;
+        self.late.clear();
+        ConfigIrq::new(Arc::clone(&self.events)).needs_reset();
+    }
+
+    /// Takes the selected queue away from the device and forgets what the driver said of it.
+    fn reset_queue(&mut self, kicks: &[EventFd]) {
+        let index = self.queue_select;
+        let at = usize::from(index);
+        let negotiated = self.status & FEATURES_OK != 0 && self.driver_features & RING_RESET != 0;
+        let Some(queue) = self
+            .queues
+            .get_mut(at)
+            .filter(|queue| negotiated && queue.enabled)
+        else {
+            return;
+        };
+        let late = self.late.iter().position(|waiting| *waiting == index);
+        if let Some(waiting) = late {
+            self.late.remove(waiting);
+        } else if self.activity != Activity::Idle {
+            self.device.reset_queue(index);
+        }
+        queue.reset();
+        queue.returned = true;
+        if let Some(kick) = kicks.get(at) {
+            // Empty is as good: the point is that no old notification is left.
+            let _ = kick.read();
+        }
+    }
+
+    /// Hands a queue that was set up anew to the device.
+    fn start_queue(&mut self, index: u16, kicks: &[EventFd]) {
+        match self.activity {
+            // With the others, when it starts.
+            Activity::Idle => return,
+            Activity::Paused => return self.late.push(index),
+            Activity::Running => {}
+        }
+        let at = usize::from(index);
+        let (Some(queue), Some(kick)) = (self.queues.get(at), kicks.get(at)) else {
+            return;
+        };
+        let started = match queue.activate(index, kick) {
+            Ok(Some(queue)) => self.device.start_queue(queue),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = started {
+            self.fail(&error);
         }
     }
 
@@ -301,12 +368,10 @@ impl Common {
 
     /// The selected queue, if its registers can be written.
     fn queue_mut(&mut self) -> Option<&mut QueueRegisters> {
-        if self.status & DRIVER_OK != 0 {
-            return None;
-        }
+        let running = self.status & DRIVER_OK != 0;
         self.queues
             .get_mut(usize::from(self.queue_select))
-            .filter(|queue| !queue.enabled)
+            .filter(|queue| !queue.enabled && (queue.returned || !running))
     }
 
     fn set_config_vector(&mut self, msix: &Msix, vector: u16) {
@@ -389,6 +454,8 @@ impl RegisterFile for Access<'_> {
             Field::QueueVector => queue.map_or(u32::from(NO_VECTOR), |queue| u32::from(queue.vector)),
             Field::QueueEnable => queue.map_or(0, |queue| u32::from(queue.enabled)),
             Field::QueueNotifyOffset => queue.map_or(0, |_| u32::from(common.queue_select)),
+            // A reset is over when the write that asked for it returns.
+            Field::QueueReset => 0,
             Field::QueueAddress(ring, high) => queue.map_or(0, |queue| {
                 let address = match ring {
                     Ring::Desc => queue.desc,
@@ -426,6 +493,14 @@ impl RegisterFile for Access<'_> {
                     && let Some(queue) = common.queue_mut()
                 {
                     queue.enable(&ram);
+                    if queue.enabled && common.status & DRIVER_OK != 0 {
+                        common.start_queue(common.queue_select, kicks);
+                    }
+                }
+            }
+            Field::QueueReset => {
+                if short == 1 {
+                    common.reset_queue(kicks);
                 }
             }
             Field::QueueAddress(ring, high) => {

@@ -19,6 +19,8 @@ pub(super) struct QueueRegisters {
     pub(super) size: u16,
     pub(super) vector: u16,
     pub(super) enabled: bool,
+    /// The driver took it back from the device that runs.
+    pub(super) returned: bool,
     pub(super) desc: u64,
     pub(super) avail: u64,
     pub(super) used: u64,
@@ -32,6 +34,7 @@ impl QueueRegisters {
             size: max_size,
             vector: NO_VECTOR,
             enabled: false,
+            returned: false,
             desc: 0,
             avail: 0,
             used: 0,
@@ -63,6 +66,7 @@ impl QueueRegisters {
             (self.avail, 2, 6 + 2 * size),
             (self.used, 4, 6 + 8 * size),
         ];
+        self.returned = false;
         self.enabled = parts
             .iter()
             .all(|&(addr, align, len)| addr.is_multiple_of(align) && in_ram(ram, addr, len));

@@ -89,7 +89,7 @@ fn configuration_space_leads_to_every_part() {
     }
     assert_eq!(guest.config.get(capability(&guest, 2) + 16), 4u32.to_le_bytes());
     let [length] = guest.config.get::<1>(capability(&guest, 1) + 12);
-    assert_eq!(length, 56);
+    assert_eq!(length, 60);
 }
 
 #[test]
@@ -448,3 +448,4 @@ proptest! {
 }
 
 mod on_kvm;
+mod ring_reset;

@@ -194,3 +194,18 @@ fn with_event_idx_each_side_hears_of_what_it_asked_for() {
         std::thread::yield_now();
     }
 }
+
+#[test]
+fn a_queue_that_is_reset_is_left_alone_until_it_is_given_again() {
+    let guest = Guest::new(Box::new(Rng::new()));
+    let mut ring = restart_with(&guest, 1 << 40);
+    guest.write16(58, 1);
+    ring.give_buffer(BUFFERS, 64, WRITE);
+    guest.kick(0);
+    let at = guest.set_up_queue(0, 8, 0x2_0000);
+    let mut small = DriverRing::new(&guest.ram, at);
+    small.give_buffer(BUFFERS, 32, WRITE);
+    guest.kick(0);
+    assert_eq!(small.wait_for_used(&guest.platform, 0), (0, 32));
+    assert_eq!(ring.used(), None, "nobody serves the old one");
+}

@@ -275,3 +275,23 @@ fn what_is_no_disk_is_refused() {
     };
     assert!(matches!(Blk::new(options), Err(DiskError::Serial { .. })));
 }
+
+#[test]
+fn a_queue_that_is_reset_starts_anew_beside_the_others() {
+    for engine in ENGINES {
+        let mut rig = Rig::with(engine, |options| options.queues = 2);
+        rig.write(3, &[0x11; 512]);
+        rig.blk.reset_queue(0);
+        let chain = [
+            rig.header(1, IN, 3),
+            (rig.buffer(1) + DATA, 512, true),
+            (rig.buffer(1) + STATUS, 1, true),
+        ];
+        assert_eq!(rig.post(1, &chain), (513, OK), "the other one runs on");
+        let queue = rig.guest.queues[0].activate();
+        rig.blk.start_queue(queue).unwrap();
+        rig.done[0] = 0;
+        rig.write(4, &[0x22; 512]);
+        assert_eq!(rig.on_disk(4, 512), [0x22; 512]);
+    }
+}
