@@ -2,10 +2,12 @@
 PREFIX ?= /usr/local
 BINS := vswitch vhost-net-backend vmm lab sriov
 CARGO ?= cargo
+# Which programs `demo` and `install` take: optimised ones, or with PROFILE=debug those of `make build`.
+PROFILE ?= release
 # The agent runs as the only user-space program of a guest that has no C library, so it is linked statically.
 AGENT = $(CARGO) rustc --profile guest -p netyard-agent --bin netyard-agent -- -C target-feature=+crt-static
 
-.PHONY: help demo build release test unit e2e lint bench docs install clean
+.PHONY: help demo build debug release test unit e2e lint bench docs install clean
 
 help:
 	@echo "make demo     build Netyard and run the demo lab: two Linux VMs on one switch"
@@ -15,14 +17,16 @@ help:
 	@echo "make bench    measure, side by side with the peers in docs/src/performance.md"
 	@echo "make docs     the book in docs/book           make install PREFIX=$(PREFIX)"
 
-demo: release
+demo: $(PROFILE)
 	@scripts/deps.sh run
-	@scripts/demo.sh target/release
+	@scripts/demo.sh target/$(PROFILE)
 
 build:
 	@scripts/deps.sh build
 	$(AGENT)
 	$(CARGO) build --workspace --bins --exclude netyard-agent
+
+debug: build
 
 release:
 	@scripts/deps.sh build
@@ -59,12 +63,12 @@ docs:
 	@scripts/tools.sh docs
 	mdbook build docs
 
-install: release
+install: $(PROFILE)
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/netyard $(DESTDIR)$(PREFIX)/share/netyard/labs
-	install -m 0755 $(BINS:%=target/release/%) $(DESTDIR)$(PREFIX)/bin
+	install -m 0755 $(BINS:%=target/$(PROFILE)/%) $(DESTDIR)$(PREFIX)/bin
 	install -m 0755 target/guest/netyard-agent $(DESTDIR)$(PREFIX)/libexec/netyard
 	install -m 0644 topologies/labs/*.lab.yaml $(DESTDIR)$(PREFIX)/share/netyard/labs
-	scripts/install-docs.sh target/release $(DESTDIR)$(PREFIX)/share $(BINS)
+	scripts/install-docs.sh target/$(PROFILE) $(DESTDIR)$(PREFIX)/share $(BINS)
 
 clean:
 	$(CARGO) clean

@@ -242,9 +242,10 @@ fn run(args: &Args) -> Result<(), Failure> {
 }
 
 /// What keeps the far end of the wires, for as long as it lives.
-enum FarEnd {
-    Link(#[expect(dead_code, reason = "held for its end")] Link),
-    Tap(#[expect(dead_code, reason = "held for its end")] TapKeeper),
+#[derive(Default)]
+struct FarEnd {
+    _link: Option<Link>,
+    _keeper: Option<TapKeeper>,
 }
 
 /// Open the far end; from then on `carrier` follows it. The VM's NIC has a link while there is something to carry its
@@ -265,7 +266,11 @@ fn wire(
         fit(port, path);
         let (link, wires) = Link::start(path.clone(), port.queue_pairs, changed)?;
         let wires = wires.into_iter().map(|wire| Box::new(wire) as _).collect();
-        return Ok((wires, FarEnd::Link(link)));
+        let far_end = FarEnd {
+            _link: Some(link),
+            ..FarEnd::default()
+        };
+        return Ok((wires, far_end));
     }
     let tap = open_tap(args, port)?;
     if !tap.takes_uso() {
@@ -277,7 +282,11 @@ fn wire(
         .into_iter()
         .map(|wire| Box::new(wire) as _)
         .collect();
-    Ok((wires, FarEnd::Tap(keeper)))
+    let far_end = FarEnd {
+        _keeper: Some(keeper),
+        ..FarEnd::default()
+    };
+    Ok((wires, far_end))
 }
 
 /// Offer the VM no more offloads and pairs than the other back-end has, as far as it can be asked already: its driver

@@ -12,26 +12,21 @@ use virtio::burst::Burst;
 use virtio::checksum::copy_completing;
 use virtio::memory::{MemoryMap, SharedMemory, copy_chain, read_chain, write_chain};
 use virtio::net::{GSO_TCPV4, HDR_F_NEEDS_CSUM, HEADER_LEN, NetHeader};
-use virtio::queue::{Queue, QueueConfig};
+use virtio::packed;
+use virtio::queue::{DriverQueue, Queue, QueueConfig};
 use virtio::segment::{Completion, Segmenter};
 use virtio::split::RingLayout;
 use virtio::split::driver::Buffer;
-use virtio::{packed, split};
 
 const SIZE: u16 = 256;
 const BUFFER: u64 = 2048;
 const REGION: u64 = 1 << 22;
 const RUNS: usize = 10_000;
 
-enum Driver {
-    Split(split::driver::DriverQueue),
-    Packed(packed::driver::DriverQueue),
-}
-
 /// A device end, a driver end and a buffer for every entry, spread over all regions in turn.
 struct Bench {
     device: Queue,
-    driver: Driver,
+    driver: DriverQueue,
     buffers: Vec<Buffer>,
 }
 
@@ -62,17 +57,8 @@ impl Bench {
                 }
             })
             .collect();
-        let driver = if packed {
-            let mut driver =
-                packed::driver::DriverQueue::new(Arc::clone(&mem), &config, None).expect("a driver end");
-            driver.disable_interrupts();
-            Driver::Packed(driver)
-        } else {
-            let mut driver =
-                split::driver::DriverQueue::new(Arc::clone(&mem), &config, None).expect("a driver end");
-            driver.disable_interrupts();
-            Driver::Split(driver)
-        };
+        let mut driver = DriverQueue::new(Arc::clone(&mem), &config, None, packed).expect("a driver end");
+        driver.disable_interrupts();
         let device = Queue::new(mem, &config, packed).expect("a device end");
         Self {
             device,
@@ -82,24 +68,16 @@ impl Bench {
     }
 
     fn fill(&mut self, writable: bool, len: u32) {
-        macro_rules! fill {
-            ($driver:expr) => {{
-                while $driver.pop_used().expect("a sane ring").is_some() {}
-                for buffer in &self.buffers {
-                    let pushed = if writable {
-                        $driver.push(&[], &[*buffer], 0)
-                    } else {
-                        $driver.push(&[Buffer { len, ..*buffer }], &[], 0)
-                    };
-                    pushed.expect("room");
-                }
-                $driver.publish();
-            }};
+        while self.driver.pop_used().expect("a sane ring").is_some() {}
+        for buffer in &self.buffers {
+            let pushed = if writable {
+                self.driver.push(&[], &[*buffer], 0)
+            } else {
+                self.driver.push(&[Buffer { len, ..*buffer }], &[], 0)
+            };
+            pushed.expect("room");
         }
-        match &mut self.driver {
-            Driver::Split(driver) => fill!(driver),
-            Driver::Packed(driver) => fill!(driver),
-        }
+        self.driver.publish();
     }
 }
 

@@ -7,6 +7,10 @@ use crate::burst::{Burst, ChainError};
 use crate::memory::MemoryMap;
 use crate::{packed, split};
 
+mod driver;
+
+pub use driver::DriverQueue;
+
 /// Where a queue is and how it was negotiated. Frozen once the queue is built.
 ///
 /// In a packed queue, `avail` is the driver's event suppression area and `used` the device's, and positions have the wrap

@@ -5,10 +5,9 @@ use std::sync::LazyLock;
 
 use virtio::burst::Burst;
 use virtio::memory::{GuestSlice, MemoryMap, SharedMemory};
-use virtio::queue::{Queue, QueueConfig};
+use virtio::queue::{DriverQueue, Queue, QueueConfig};
 use virtio::split::RingLayout;
 use virtio::split::driver::Buffer;
-use virtio::{packed, split};
 
 const SIZE: u16 = 16;
 const BASE: u64 = 0x1_0000;
@@ -125,64 +124,63 @@ pub(crate) fn packed_device(data: &[u8]) {
     device(data, true);
 }
 
-/// Plays a driver end, `$new`, whose device writes what the input says between any two steps.
-macro_rules! driver {
-    ($data:expr, $packed:expr, $new:expr) => {{
-        let Some((config, mut rest)) = begin($data, $packed) else {
-            return;
-        };
-        fill(&[]);
-        let map = MAP.with(Arc::clone);
-        let mut queue = $new(Arc::clone(&map), &config, None).expect("a queue inside the memory");
-        let mut outstanding = [false; 256];
-        // Each step: how many chains to push, then where the device writes what.
-        while let Some((&[chains, at_low, at_high, count], more)) = rest.split_first_chunk::<4>() {
-            rest = more;
-            for _ in 0..chains % 8 {
-                let Some(token) = outstanding.iter().position(|out| !out) else {
-                    break;
-                };
-                let buffer = Buffer {
-                    addr: BASE + 0x1000,
-                    len: 64,
-                };
-                let list = [buffer; 3];
-                let several = usize::from(chains >> 6);
-                if queue
-                    .push(&[], &list[..several.clamp(1, 3)], token as u64)
-                    .is_ok()
-                {
-                    outstanding[token] = true;
-                }
+/// Plays a driver end whose device writes what the input says between any two steps.
+fn driver(data: &[u8], packed: bool) {
+    let Some((config, mut rest)) = begin(data, packed) else {
+        return;
+    };
+    fill(&[]);
+    let map = MAP.with(Arc::clone);
+    let mut queue =
+        DriverQueue::new(Arc::clone(&map), &config, None, packed).expect("a queue inside the memory");
+    let mut outstanding = [false; 256];
+    // Each step: how many chains to push, then where the device writes what.
+    while let Some((&[chains, at_low, at_high, count], more)) = rest.split_first_chunk::<4>() {
+        rest = more;
+        for _ in 0..chains % 8 {
+            let Some(token) = outstanding.iter().position(|out| !out) else {
+                break;
+            };
+            let buffer = Buffer {
+                addr: BASE + 0x1000,
+                len: 64,
+            };
+            let list = [buffer; 3];
+            let several = usize::from(chains >> 6);
+            if queue
+                .push(&[], &list[..several.clamp(1, 3)], token as u64)
+                .is_ok()
+            {
+                outstanding[token] = true;
             }
-            queue.publish();
-            let (written, more) = rest.split_at(usize::from(count % 32).min(rest.len()));
-            rest = more;
-            let at = usize::from(u16::from_le_bytes([at_low, at_high])) % 1024;
-            MEMORY[0].region().slice().write_from(at, written);
-            loop {
-                match queue.pop_used() {
-                    Ok(Some((token, len))) => {
-                        let out = usize::try_from(token).ok().and_then(|at| outstanding.get_mut(at));
-                        let out = out.expect("a token of ours");
-                        assert!(std::mem::take(out), "a chain came back twice");
-                        assert!(len <= 3 * 64, "more written than there was room for");
-                    }
-                    Ok(None) => break,
-                    Err(_) => return,
-                }
-            }
-            queue.enable_interrupts();
         }
-    }};
+        queue.publish();
+        let (written, more) = rest.split_at(usize::from(count % 32).min(rest.len()));
+        rest = more;
+        let at = usize::from(u16::from_le_bytes([at_low, at_high])) % 1024;
+        MEMORY[0].region().slice().write_from(at, written);
+        loop {
+            match queue.pop_used() {
+                Ok(Some((token, len))) => {
+                    let out = usize::try_from(token).ok().and_then(|at| outstanding.get_mut(at));
+                    let out = out.expect("a token of ours");
+                    assert!(std::mem::take(out), "a chain came back twice");
+                    assert!(len <= 3 * 64, "more written than there was room for");
+                }
+                Ok(None) => break,
+                Err(_) => return,
+            }
+        }
+        queue.enable_interrupts();
+    }
 }
 
 /// The driver end of a split queue.
 pub(crate) fn split_driver(data: &[u8]) {
-    driver!(data, false, split::driver::DriverQueue::new);
+    driver(data, false);
 }
 
 /// The driver end of a packed queue.
 pub(crate) fn packed_driver(data: &[u8]) {
-    driver!(data, true, packed::driver::DriverQueue::new);
+    driver(data, true);
 }

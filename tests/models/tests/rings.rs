@@ -11,51 +11,32 @@ use loom::thread;
 use netyard_models::atomic::forget;
 use netyard_models::burst::Burst;
 use netyard_models::memory::{MemoryMap, SharedMemory};
-use netyard_models::packed;
-use netyard_models::queue::{Queue, QueueConfig};
+use netyard_models::queue::{DriverQueue, Queue, QueueConfig};
+use netyard_models::split::RingLayout;
 use netyard_models::split::driver::Buffer;
-use netyard_models::split::{self, RingLayout};
 
 const BASE: u64 = 0x1_0000;
 const BUFFERS: u64 = BASE + 0x1000;
 const SIZE: u16 = 4;
 
-/// A driver end of either layout.
-enum Driver {
-    Split(split::driver::DriverQueue),
-    Packed(packed::driver::DriverQueue),
-}
-
-macro_rules! either {
-    ($driver:expr, $inner:ident => $call:expr) => {
-        match $driver {
-            Driver::Split($inner) => $call,
-            Driver::Packed($inner) => $call,
-        }
-    };
-}
+/// A driver end whose chains are known by their numbers.
+struct Driver(DriverQueue);
 
 impl Driver {
-    /// Pushes a chain that is known by its number; true when the device is to be kicked.
+    /// Pushes a chain; true when the device is to be kicked.
     fn push(&mut self, number: u32) -> bool {
         let buffer = Buffer {
             addr: BUFFERS + u64::from(number) * 64,
             len: number + 1,
         };
-        either!(self, queue => {
-            queue.push(&[buffer], &[], u64::from(number)).expect("room");
-            queue.publish()
-        })
+        self.0.push(&[buffer], &[], u64::from(number)).expect("room");
+        self.0.publish()
     }
 
     /// The number of the next chain that came back.
     fn pop(&mut self) -> Option<u64> {
-        either!(self, queue => queue.pop_used().expect("a device that keeps to the rules"))
-            .map(|(number, _)| number)
-    }
-
-    fn enable_interrupts(&mut self) -> bool {
-        either!(self, queue => queue.enable_interrupts())
+        let used = self.0.pop_used().expect("a device that keeps to the rules");
+        used.map(|(number, _)| number)
     }
 }
 
@@ -99,12 +80,11 @@ impl Kind {
             used_idx: start,
         };
         let map = || Arc::clone(map);
-        let driver = if self.packed {
-            Driver::Packed(packed::driver::DriverQueue::new(map(), &config, None).expect("a queue"))
-        } else {
-            Driver::Split(split::driver::DriverQueue::new(map(), &config, None).expect("a queue"))
-        };
-        (driver, Queue::new(map(), &config, self.packed).expect("a queue"))
+        let driver = DriverQueue::new(map(), &config, None, self.packed).expect("a queue");
+        (
+            Driver(driver),
+            Queue::new(map(), &config, self.packed).expect("a queue"),
+        )
     }
 
     /// Explores what `model` does with a queue on which one chain went both ways before.
@@ -117,7 +97,7 @@ impl Kind {
         builder.check(move || {
             let (mut driver, mut device) = self.ends(&map);
             // Neither end asks for anything before its model does.
-            either!(&mut driver, queue => queue.disable_interrupts());
+            driver.0.disable_interrupts();
             device.disable_notification();
             driver.push(0);
             assert_eq!(take(&mut device), [0]);
@@ -194,7 +174,7 @@ fn interrupts_are_not_lost() {
             let mut number = driver.pop();
             let mut sleeps = false;
             if number.is_none() {
-                sleeps = !driver.enable_interrupts();
+                sleeps = !driver.0.enable_interrupts();
                 if !sleeps {
                     number = driver.pop();
                     assert!(number.is_some(), "what was seen was not there");

@@ -11,11 +11,10 @@ use vhost::{VhostBackend as _, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio::features;
 use virtio::memory::{GuestSlice, MemoryMap, SharedMemory};
 use virtio::net::HEADER_LEN;
+use virtio::queue::DriverQueue;
 use virtio::split::driver::Buffer;
 use virtio::split::{QueueConfig, RingError, RingLayout};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-
-use crate::driver::Driver;
 
 /// Where an endpoint's memory starts, for itself and for the back-end.
 pub const BASE: u64 = 0x1_0000_0000;
@@ -143,7 +142,7 @@ impl std::fmt::Debug for Endpoint {
 #[derive(Debug)]
 pub struct Queue {
     /// The driver end.
-    pub driver: Driver,
+    pub driver: DriverQueue,
     /// Tells the device of new chains.
     pub kick: EventFd,
     /// Tells of used chains.
@@ -445,7 +444,7 @@ impl Queue {
             used_idx: start,
         };
         Ok(Self {
-            driver: Driver::new(Arc::clone(map), &config, packed)?,
+            driver: DriverQueue::new(Arc::clone(map), &config, None, packed)?,
             kick: EventFd::new(EFD_NONBLOCK)?,
             call: EventFd::new(EFD_NONBLOCK)?,
             config,

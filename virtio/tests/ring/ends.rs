@@ -6,10 +6,10 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use virtio::burst::Burst;
 use virtio::memory::{read_chain, write_chain};
 use virtio::packed::WRAP;
-use virtio::queue::Queue;
+use virtio::queue::{DriverQueue, Queue};
 use virtio::split::driver::{Buffer, IndirectTables};
 
-use crate::either::{Driver, ends, make_packed};
+use crate::either::{ends, make_packed};
 use crate::rig::{BUFFERS, Rig, TABLES};
 
 const CHAINS: u64 = 30_000;
@@ -111,7 +111,7 @@ fn cut(numbers: &mut Numbers, addr: u64, len: u64, parts: u64) -> Vec<Buffer> {
     list
 }
 
-fn drive(rig: &Rig, mut driver: Driver, kick: &Bell, call: &Bell) {
+fn drive(rig: &Rig, mut driver: DriverQueue, kick: &Bell, call: &Bell) {
     let mut numbers = Numbers(0x1234_5678_9abc_def1);
     let mut free: Vec<u64> = (0..u64::from(SIZE)).collect();
     let mut sent = vec![(0, 0, 0); usize::from(SIZE)];
