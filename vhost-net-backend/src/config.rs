@@ -3,6 +3,10 @@
 use std::ops::Range;
 
 use virtio::features as f;
+use virtio::net::{STATUS_ANNOUNCE, STATUS_LINK_UP};
+use virtio::rss;
+
+use crate::control;
 
 /// The most queue pairs of a device.
 pub const MAX_QUEUE_PAIRS: u16 = 16;
@@ -10,8 +14,9 @@ pub const MAX_QUEUE_PAIRS: u16 = 16;
 /// The smallest MTU that a virtio-net device may have.
 pub const MIN_MTU: u16 = 68;
 
-/// The size of `struct virtio_net_config` as far as it is filled in here: mac, status, max pairs, mtu.
-const CONFIG_FIELDS: usize = 12;
+/// The size of `struct virtio_net_config` as far as it is filled in here: mac, status, max pairs, mtu; speed and duplex, which
+/// are not offered; what receive-side scaling can do.
+const CONFIG_FIELDS: usize = 24;
 
 /// Where in it the link state is.
 pub(crate) const STATUS: Range<usize> = 6..8;
@@ -53,6 +58,22 @@ pub enum PortError {
     GroupMac,
 }
 
+/// The state that the configuration space shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Status {
+    /// The link is up.
+    pub link_up: bool,
+    /// The driver should announce itself.
+    pub announce: bool,
+}
+
+impl Status {
+    fn bits(self) -> u16 {
+        let link = if self.link_up { STATUS_LINK_UP } else { 0 };
+        link | if self.announce { STATUS_ANNOUNCE } else { 0 }
+    }
+}
+
 /// One virtio-net device as it is offered to front-ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortConfig {
@@ -68,6 +89,9 @@ pub struct PortConfig {
     pub features: u64,
     /// The link state until the owner sets another.
     pub link_up: bool,
+    /// The device serves the control queue itself, as the virtqueue behind the queue pairs. Not for front-ends that answer it
+    /// themselves, as most do: their guests would be offered what nobody does.
+    pub control_queue: bool,
 }
 
 impl PortConfig {
@@ -80,6 +104,7 @@ impl PortConfig {
             mtu: None,
             features: u64::MAX,
             link_up: true,
+            control_queue: false,
         }
     }
 
@@ -97,9 +122,9 @@ impl PortConfig {
         }
     }
 
-    /// Virtqueues of the device; the front-end owns the control queue, which therefore is not counted.
+    /// Virtqueues of the device. A control queue that the front-end owns is not counted.
     pub fn vrings(&self) -> u16 {
-        self.queue_pairs * 2
+        self.queue_pairs * 2 + u16::from(self.control_queue)
     }
 
     /// The feature bits offered to the front-end.
@@ -111,10 +136,14 @@ impl PortConfig {
         if self.mtu.is_some() {
             net |= f::NET_F_MTU;
         }
+        if self.control_queue {
+            net |= control::FEATURES;
+        }
         net &= self.features;
         // A bit is never offered without the one it depends on.
         for (bits, needs) in [
-            (f::NET_F_MQ, f::NET_F_CTRL_VQ),
+            (f::NET_F_MQ | control::FEATURES, f::NET_F_CTRL_VQ),
+            (f::NET_F_CTRL_RX_EXTRA, f::NET_F_CTRL_RX),
             (
                 f::NET_F_HOST_TSO4 | f::NET_F_HOST_TSO6 | f::NET_F_HOST_USO,
                 f::NET_F_CSUM,
@@ -142,12 +171,18 @@ impl PortConfig {
     }
 
     /// `size` bytes of the configuration space from `offset` on; zero past the fields of this device.
-    pub fn config_space(&self, link_up: bool, offset: usize, size: usize) -> Vec<u8> {
+    pub fn config_space(&self, status: Status, offset: usize, size: usize) -> Vec<u8> {
         let mut fields = [0u8; CONFIG_FIELDS];
         fields[..6].copy_from_slice(&self.mac.unwrap_or_default());
-        fields[STATUS].copy_from_slice(&if link_up { virtio::net::STATUS_LINK_UP } else { 0 }.to_le_bytes());
+        fields[STATUS].copy_from_slice(&status.bits().to_le_bytes());
         fields[8..10].copy_from_slice(&self.queue_pairs.to_le_bytes());
         fields[10..12].copy_from_slice(&self.mtu.unwrap_or_default().to_le_bytes());
+        if self.control_queue {
+            fields[17] = u8::try_from(rss::KEY_LEN).unwrap_or(u8::MAX);
+            let table = u16::try_from(control::MAX_TABLE).unwrap_or(u16::MAX);
+            fields[18..20].copy_from_slice(&table.to_le_bytes());
+            fields[20..24].copy_from_slice(&rss::SUPPORTED.to_le_bytes());
+        }
         fields
             .into_iter()
             .chain(std::iter::repeat(0))

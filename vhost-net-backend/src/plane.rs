@@ -20,6 +20,7 @@ use std::sync::Arc;
 use virtio::memory::MemoryMap;
 use virtio::queue::{Queue, QueueError};
 
+use crate::control::{ReceiveFilter, Steering};
 use crate::eventfd::{Call, Kick};
 
 /// A ring that the front-end started: ready to be served.
@@ -60,7 +61,7 @@ impl Ring {
 pub trait DevicePlane: Send + Sync {
     /// A front-end connected; nothing is known of it yet.
     fn connected(&self) {}
-    /// The driver's features are settled; no ring runs.
+    /// The driver's features are settled; no ring runs. What a former driver wanted is forgotten.
     fn features_acked(&self, _acked: u64) {}
     /// Serve this ring from now on.
     fn ring_started(&self, index: u16, ring: Ring);
@@ -79,6 +80,13 @@ pub trait DevicePlane: Send + Sync {
     }
     /// The guest with this address is now behind the device, and cannot say so by itself: tell the network.
     fn announce(&self, _mac: [u8; 6]) {}
+    /// The driver said through its control queue what it wants to receive; `None`: everything. Frames that it does not want
+    /// need not be kept from it at once.
+    fn filter_changed(&self, _filter: Option<Arc<ReceiveFilter>>) {}
+    /// The driver said how frames are to be spread over its queues, and hashed; `None`: as the device likes.
+    fn steering_changed(&self, _steering: Option<Arc<Steering>>) {}
+    /// The driver switched receive offloads on or off: these features are to go by now.
+    fn offloads_changed(&self, _features: u64) {}
     /// The front-end is gone: drop every ring.
     fn disconnected(&self);
 }

@@ -21,5 +21,6 @@ pub mod memory;
 pub mod net;
 pub mod packed;
 pub mod queue;
+pub mod rss;
 pub mod segment;
 pub mod split;

@@ -5,8 +5,12 @@ use crate::features::{
     NET_F_GUEST_USO6, NET_F_HOST_ECN, NET_F_HOST_TSO4, NET_F_HOST_TSO6, NET_F_HOST_USO,
 };
 
+use crate::rss::Hash;
+
 /// Bytes of the header before every frame.
 pub const HEADER_LEN: usize = 12;
+/// Bytes of the header where hashes are reported (`NET_F_HASH_REPORT`), of frames of either direction.
+pub const HASH_HEADER_LEN: usize = 20;
 /// `flags`: `csum_start` and `csum_offset` describe a checksum still to be completed.
 pub const HDR_F_NEEDS_CSUM: u8 = 1;
 /// `flags`: the checksum has been validated (receive only).
@@ -98,6 +102,15 @@ impl NetHeader {
         b[6..8].copy_from_slice(&self.csum_start.to_le_bytes());
         b[8..10].copy_from_slice(&self.csum_offset.to_le_bytes());
         b[10..12].copy_from_slice(&self.num_buffers.to_le_bytes());
+        b
+    }
+
+    /// Encodes the header with the frame's hash behind it.
+    pub fn to_bytes_with_hash(&self, hash: Hash) -> [u8; HASH_HEADER_LEN] {
+        let mut b = [0; HASH_HEADER_LEN];
+        b[..HEADER_LEN].copy_from_slice(&self.to_bytes());
+        b[12..16].copy_from_slice(&hash.value.to_le_bytes());
+        b[16..18].copy_from_slice(&hash.report.to_le_bytes());
         b
     }
 

@@ -187,6 +187,7 @@ async fn port_command(command: PortCommand, format: Format) -> Result<(), CliErr
             queues,
             mac,
             mtu,
+            control_queue,
         } => {
             let socket = link
                 .socket
@@ -201,6 +202,7 @@ async fn port_command(command: PortCommand, format: Format) -> Result<(), CliErr
                 queues,
                 mac,
                 mtu,
+                control_queue,
             };
             let view = Client::new(&bridge)?.add_port(&port).await?;
             if format == Format::Json {

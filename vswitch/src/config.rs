@@ -129,6 +129,9 @@ pub struct PortSettings {
     /// What its link was set to.
     #[serde(default)]
     pub link: LinkSetting,
+    /// The switch serves the guest's control queue, which the front-end has to forward.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub control_queue: bool,
 }
 
 /// A static entry of the forwarding database.
@@ -208,6 +211,7 @@ mod tests {
                     mac: Some(MacAddr::new([2, 0, 0, 0, 0, 1])),
                     mtu: Some(9000),
                     link: LinkSetting::Down,
+                    control_queue: true,
                 },
                 PortSettings {
                     name: "host".into(),
@@ -218,6 +222,7 @@ mod tests {
                     mac: None,
                     mtu: None,
                     link: LinkSetting::Up,
+                    control_queue: false,
                 },
             ],
             fdb: vec![StaticEntry {

@@ -39,11 +39,13 @@ pub enum DropReason {
     OffloadUnsupported,
     /// The host interface did not take the frame.
     HostError,
+    /// The receiver said through its control queue that it does not want such frames.
+    Filtered,
 }
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Runt,
         Self::Oversize,
         Self::BadDescriptor,
@@ -59,6 +61,7 @@ impl DropReason {
         Self::QueueBusy,
         Self::OffloadUnsupported,
         Self::HostError,
+        Self::Filtered,
     ];
 
     /// The name used in every output.
@@ -79,6 +82,7 @@ impl DropReason {
             Self::QueueBusy => "queue-busy",
             Self::OffloadUnsupported => "offload-unsupported",
             Self::HostError => "host-error",
+            Self::Filtered => "filtered",
         }
     }
 }

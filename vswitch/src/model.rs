@@ -95,6 +95,9 @@ pub struct PortView {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub mac: Option<MacAddr>,
+    /// Whether the switch serves the guest's control queue.
+    #[serde(default)]
+    pub control_queue: bool,
     /// The largest payload of a frame.
     pub mtu: u16,
     /// The most queue pairs.
@@ -179,6 +182,9 @@ pub struct NewPort {
     /// The MTU offered to the guest and enforced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+    /// Serve the guest's control queue, for a front-end that forwards it.
+    #[serde(default)]
+    pub control_queue: bool,
 }
 
 fn one_queue_pair() -> u16 {
@@ -196,6 +202,7 @@ impl NewPort {
             queues: 1,
             mac: None,
             mtu: None,
+            control_queue: false,
         }
     }
 }

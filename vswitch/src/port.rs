@@ -4,6 +4,7 @@ mod home;
 mod plane;
 mod queue;
 mod tap;
+mod wishes;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -16,9 +17,12 @@ pub use home::Home;
 pub use plane::PortPlane;
 pub use queue::{EgressQueue, EgressRing, IngressQueue, IngressRing, QueuePair};
 pub use tap::{TapPort, TapPortError};
+pub use wishes::Wishes;
 
 /// In the mask of ready pairs, of which there are at most 16: the link was set down.
 const SET_DOWN: u32 = 1 << 31;
+/// In the same: the guest says by receive-side scaling which pair a frame goes to.
+pub(crate) const STEERED: u32 = 1 << 30;
 
 /// One port of the bridge.
 #[derive(Debug)]
@@ -31,6 +35,7 @@ pub struct Port {
     flows: FlowTable,
     pairs: Box<[QueuePair]>,
     drops: Drops,
+    wishes: Wishes,
 }
 
 impl Port {
@@ -50,6 +55,7 @@ impl Port {
             flows: FlowTable::new(),
             pairs,
             drops: Drops::default(),
+            wishes: Wishes::default(),
         }
     }
 
@@ -88,7 +94,7 @@ impl Port {
     }
 
     /// The queue pairs that frames can be delivered on, one bit each: those that the guest can receive on, or none
-    /// while the link is set down.
+    /// while the link is set down. Bit 30 says that the guest chooses among them.
     #[inline]
     pub fn ready(&self) -> u32 {
         let ready = self.ready.load(Ordering::Relaxed);
@@ -97,7 +103,7 @@ impl Port {
 
     /// The queue pairs that the guest can receive on, one bit each.
     pub fn enabled(&self) -> u32 {
-        self.ready.load(Ordering::Relaxed) & !SET_DOWN
+        self.ready.load(Ordering::Relaxed) & !(SET_DOWN | STEERED)
     }
 
     /// What the link was set to.
@@ -122,10 +128,25 @@ impl Port {
     pub(crate) fn set_ready(&self, pair: usize, ready: bool) -> u32 {
         let bit = 1 << (pair % 32);
         if ready {
-            self.ready.fetch_or(bit, Ordering::Relaxed) & !SET_DOWN
+            self.ready.fetch_or(bit, Ordering::Relaxed) & !(SET_DOWN | STEERED)
         } else {
-            self.ready.fetch_and(!bit, Ordering::Relaxed) & !SET_DOWN
+            self.ready.fetch_and(!bit, Ordering::Relaxed) & !(SET_DOWN | STEERED)
         }
+    }
+
+    /// Notes whether the guest chooses the pair that a frame goes to.
+    pub(crate) fn set_steered(&self, steered: bool) {
+        if steered {
+            self.ready.fetch_or(STEERED, Ordering::Relaxed);
+        } else {
+            self.ready.fetch_and(!STEERED, Ordering::Relaxed);
+        }
+    }
+
+    /// What the guest asked for through its control queue.
+    #[inline]
+    pub fn wishes(&self) -> &Wishes {
+        &self.wishes
     }
 
     /// Which pair each flow is delivered on.

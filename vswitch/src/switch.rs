@@ -267,6 +267,12 @@ impl Switch {
                 new.name
             )));
         }
+        if new.tap.is_some() && new.control_queue {
+            return Err(SwitchError::Settings(format!(
+                "port {} is an interface of this host, which has no control queue: leave the option out",
+                new.name
+            )));
+        }
         let kind = match (&new.tap, &new.socket) {
             (Some(_), Some(_)) => {
                 return Err(SwitchError::Settings(format!(
@@ -289,6 +295,7 @@ impl Switch {
             mac: new.mac,
             mtu: new.mtu,
             link: LinkSetting::Up,
+            control_queue: new.control_queue,
         })
     }
 
@@ -378,6 +385,7 @@ impl Switch {
             mac: settings.mac.map(MacAddr::octets),
             mtu: settings.mtu,
             link_up: settings.link == LinkSetting::Up,
+            control_queue: settings.control_queue,
             ..PortConfig::new(&settings.name)
         };
         let plane = Arc::new(plane);

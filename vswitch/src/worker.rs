@@ -23,6 +23,7 @@ mod round;
 mod shared;
 mod source;
 mod train;
+mod wanted;
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};

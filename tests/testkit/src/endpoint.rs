@@ -42,6 +42,8 @@ pub struct Options {
     pub post: bool,
     /// Feature bits to take of those that are offered.
     pub features: u64,
+    /// Whether there is a control queue behind the queue pairs.
+    pub control: bool,
 }
 
 impl Default for Options {
@@ -55,6 +57,7 @@ impl Default for Options {
             regions: 1,
             post: true,
             features: features::VERSION_1 | features::NET_F_MRG_RXBUF | features::RING_F_EVENT_IDX,
+            control: false,
         }
     }
 }
@@ -205,7 +208,12 @@ impl Endpoint {
             (ring_len + buffers).next_multiple_of(4096)
         };
         let pair_len = area(options.buffer_len) + area(options.slot_len);
-        let region_len = (pair_len * u64::from(options.pairs)).next_multiple_of(2 << 20);
+        let control_len = if options.control {
+            area(options.slot_len)
+        } else {
+            0
+        };
+        let region_len = (pair_len * u64::from(options.pairs) + control_len).next_multiple_of(2 << 20);
         let memory = (0..regions)
             .map(|index| {
                 SharedMemory::new(
@@ -219,8 +227,8 @@ impl Endpoint {
         let map = Arc::new(MemoryMap::new(mapped)?);
         let mut at = BASE;
         let mut queues = Vec::new();
-        for index in 0..options.pairs * 2 {
-            let len = if index % 2 == 0 {
+        for index in 0..options.pairs * 2 + u16::from(options.control) {
+            let len = if index % 2 == 0 && index < options.pairs * 2 {
                 options.buffer_len
             } else {
                 options.slot_len

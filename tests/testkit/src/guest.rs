@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use vhost::vhost_user::VhostUserFrontend as _;
 use vhost::vhost_user::message::VhostUserConfigFlags;
-use virtio::net::{HEADER_LEN, NetHeader};
+use virtio::features::NET_F_HASH_REPORT;
+use virtio::net::{HASH_HEADER_LEN, HEADER_LEN, NetHeader};
 use virtio::split::driver::Buffer;
 
 use crate::endpoint::{Endpoint, EndpointError, Options};
@@ -19,6 +20,8 @@ pub const DEADLINE: Duration = Duration::from_secs(10);
 pub struct Received {
     /// Its virtio-net header.
     pub header: NetHeader,
+    /// Its hash and of what that is, where hashes are reported.
+    pub hash: (u32, u16),
     /// Its bytes.
     pub frame: Vec<u8>,
 }
@@ -84,7 +87,8 @@ impl Guest {
 
     /// Transmits a frame with its virtio-net header on a pair.
     pub fn send_with(&mut self, pair: usize, header: &NetHeader, frame: &[u8]) {
-        self.send_raw(pair, &[&header.to_bytes()[..], frame].concat());
+        let hash = vec![0xee; self.header_len() - HEADER_LEN];
+        self.send_raw(pair, &[&header.to_bytes()[..], &hash, frame].concat());
     }
 
     /// Transmits any bytes on a pair.
@@ -143,7 +147,7 @@ impl Guest {
 
     /// Waits until the switch took everything transmitted.
     pub fn flush(&mut self) {
-        for index in (1..self.queues.len()).step_by(2) {
+        for index in (1..self.pairs() * 2).step_by(2) {
             let queue = &mut self.queues[index];
             wait_for("transmitted frames to be taken", || {
                 queue.reclaim().unwrap();
@@ -181,10 +185,81 @@ impl Guest {
         for _ in 1..header.num_buffers {
             bytes.extend(self.take_bytes(pair).expect("all buffers of a frame at once"));
         }
+        let hash = match bytes.get(HEADER_LEN..self.header_len()) {
+            Some(&[v0, v1, v2, v3, r0, r1, ..]) => {
+                (u32::from_le_bytes([v0, v1, v2, v3]), u16::from_le_bytes([r0, r1]))
+            }
+            _ => (0, 0),
+        };
         Some(Received {
             header,
-            frame: bytes.split_off(HEADER_LEN),
+            hash,
+            frame: bytes.split_off(self.header_len()),
         })
+    }
+
+    fn header_len(&self) -> usize {
+        if self.options.features & NET_F_HASH_REPORT == 0 {
+            HEADER_LEN
+        } else {
+            HASH_HEADER_LEN
+        }
+    }
+
+    /// Sends a command through the control queue, in the pieces in which drivers do; whether the device carried it out.
+    ///
+    /// # Panics
+    /// When there is no answer.
+    pub fn control(&mut self, class: u8, command: u8, data: &[u8]) -> bool {
+        let request = [&[class, command], data].concat();
+        let ack = self.control_chain(&request, &[2, data.len()], 1);
+        assert_eq!(ack.0, 1, "an answer is one byte");
+        ack.1 == 0
+    }
+
+    /// Puts a chain into the control queue: the request, cut into readable buffers of these lengths, and room for an answer.
+    /// The length used, and the first byte of the answer, which is 0xee where there is none.
+    ///
+    /// # Panics
+    /// When the chain does not come back.
+    pub fn control_chain(&mut self, request: &[u8], cuts: &[usize], room: u32) -> (u32, u8) {
+        let index = self.pairs() * 2;
+        let Endpoint { map, queues, .. } = &mut self.endpoint;
+        let queue = &mut queues[index];
+        let slot = queue.free.pop().expect("a free chain");
+        let whole = queue.buffer(slot);
+        let memory = map.slice(whole.addr, whole.len as usize).expect("memory of ours");
+        memory.write_from(0, request);
+        let answer = request.len();
+        memory.write_from(answer, &[0xee]);
+        let mut at = whole.addr;
+        let mut readable = Vec::new();
+        for &len in cuts.iter().filter(|len| **len > 0) {
+            readable.push(Buffer {
+                addr: at,
+                len: u32::try_from(len).unwrap(),
+            });
+            at += len as u64;
+        }
+        let writable = Buffer {
+            addr: whole.addr + answer as u64,
+            len: room,
+        };
+        let writable = if room == 0 { &[][..] } else { &[writable] };
+        queue
+            .driver
+            .push(&readable, writable, u64::from(slot))
+            .expect("room in the ring");
+        queue.publish().expect("a kick");
+        let mut used = None;
+        wait_for("the control queue", || {
+            used = queue.driver.pop_used().expect("a sane ring");
+            used.is_some()
+        });
+        queue.free.push(slot);
+        let mut ack = [0];
+        memory.read_to(answer, &mut ack);
+        (used.map_or(0, |(_, len)| len), ack[0])
     }
 }
 

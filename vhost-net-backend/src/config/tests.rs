@@ -1,5 +1,10 @@
 use super::*;
 
+const UP: Status = Status {
+    link_up: true,
+    announce: false,
+};
+
 #[test]
 fn the_default_port_offers_what_the_device_serves() {
     let port = PortConfig {
@@ -53,11 +58,11 @@ fn the_configuration_space_can_be_read_in_any_window() {
         ..PortConfig::new("p")
     };
     assert_eq!(
-        port.config_space(true, 0, 14),
+        port.config_space(UP, 0, 14),
         [2, 1, 2, 3, 4, 5, 1, 0, 4, 0, 0x28, 0x23, 0, 0]
     );
-    assert_eq!(port.config_space(false, 6, 2), [0, 0]);
-    assert_eq!(port.config_space(true, 4000, 3), [0, 0, 0]);
+    assert_eq!(port.config_space(Status::default(), 6, 2), [0, 0]);
+    assert_eq!(port.config_space(UP, 4000, 3), [0, 0, 0]);
 }
 
 #[test]

@@ -45,6 +45,11 @@ impl BackChannel {
         *self = Self { socket, known };
     }
 
+    /// The configuration has changed in another way: the front-end knows nothing of it.
+    pub(super) fn forget(&mut self) {
+        self.known = None;
+    }
+
     /// The front-end has read the link state.
     pub(super) fn read(&mut self, link_up: bool) {
         self.known = Some(link_up);

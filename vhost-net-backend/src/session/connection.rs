@@ -351,11 +351,12 @@ impl Connection {
         let deadline = (!greeted).then(|| Instant::now() + self.patience);
         loop {
             let untold = self.handler().tell_link();
+            let control = self.handler().control_wait();
             let limit = match deadline {
                 Some(at) => Some(at.saturating_duration_since(Instant::now())),
                 None => (untold || self.handler().has_memory()).then_some(LOOK),
             };
-            let limit = limit.map(timespec);
+            let limit = limit.into_iter().chain(control.limit).min().map(timespec);
             let mut poll = vec![
                 PollFd::new(stop, PollFlags::IN),
                 PollFd::new(&self.stream, PollFlags::IN | PollFlags::RDHUP),
@@ -364,15 +365,22 @@ impl Connection {
             if let Some(server) = server {
                 poll.push(PollFd::new(server, PollFlags::IN));
             }
+            if let Some(kicks) = &control.kicks {
+                poll.push(PollFd::new(&**kicks, PollFlags::IN));
+            }
             match rustix::event::poll(&mut poll, limit.as_ref()) {
-                Ok(0) if deadline.is_some() => return Err(ConnectionError::Silent),
+                Ok(0) if deadline.is_some_and(|at| at <= Instant::now()) => {
+                    return Err(ConnectionError::Silent);
+                }
                 Ok(_) if self.handler().memory_lost() => return Err(ConnectionError::MemoryLost),
-                Ok(0) | Err(Errno::INTR) => continue,
                 Ok(_) => {}
+                Err(Errno::INTR) => continue,
                 Err(errno) => return Err(errno.into()),
             }
             let ready = |at: usize| poll.get(at).is_some_and(|fd| !fd.revents().is_empty());
-            let (stop_now, peer, link_changed, newcomer) = (ready(0), ready(1), ready(2), ready(3));
+            let (stop_now, peer, link_changed) = (ready(0), ready(1), ready(2));
+            let newcomer = server.is_some() && ready(3);
+            let kicked = control.kicks.is_some() && ready(3 + usize::from(server.is_some()));
             if stop_now {
                 return Ok(Next::Stop);
             }
@@ -380,6 +388,7 @@ impl Connection {
                 // Before the state is looked at: what changes later is counted again.
                 let _ = rustix::io::read(&shared.link_changed, &mut [0u8; 8]);
             }
+            self.handler().attend_control(kicked);
             if peer {
                 break;
             }

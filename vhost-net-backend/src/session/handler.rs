@@ -4,11 +4,13 @@
 //! first kick, because a front-end that reconnects after its driver filled the ring may have none to give. It
 //! stops with `GET_VRING_BASE`, after which it needs a new kick to start again.
 
+mod control;
 mod handover;
+mod memory;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use vhost::vhost_user::message::{
@@ -19,14 +21,17 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use virtio::features as f;
 use virtio::memory::guard::fault_count;
-use virtio::memory::{MAX_REGIONS, MemoryMap, Region};
+use virtio::memory::{MAX_REGIONS, MemoryMap};
 use virtio::queue::Queue;
+
+use control::ControlPart;
+use memory::{map, place};
 
 use super::Shared;
 use super::back_channel::BackChannel;
 use super::handover::RegionState;
 use super::rings::{Addresses, Kicking, RingState};
-use crate::config::{PortConfig, STATUS};
+use crate::config::{PortConfig, STATUS, Status};
 use crate::eventfd::{Call, Kick};
 use crate::plane::{DevicePlane, Ring};
 
@@ -58,6 +63,7 @@ pub(super) struct Handler {
     files: Vec<(RegionState, OwnedFd)>,
     rings: Vec<RingState>,
     back_channel: BackChannel,
+    control: ControlPart,
     /// Pages that vanished in this process when it was last asked.
     faults: usize,
     /// The request just refused leaves nothing behind: a front-end that is told may stay.
@@ -78,6 +84,7 @@ impl Handler {
             files: Vec::new(),
             rings,
             back_channel: BackChannel::default(),
+            control: ControlPart::default(),
             faults: fault_count(),
             keep: false,
         }
@@ -148,24 +155,6 @@ impl Handler {
         self.protocol & both.bits() == both.bits() && self.back_channel.tell(self.shared.link_up())
     }
 
-    /// Whether the front-end shares any memory.
-    pub(super) fn has_memory(&self) -> bool {
-        self.memory
-            .as_ref()
-            .is_some_and(|memory| !memory.regions().is_empty())
-    }
-
-    /// Whether pages of the shared memory vanished since it was last asked.
-    pub(super) fn memory_lost(&mut self) -> bool {
-        let faults = fault_count();
-        if std::mem::replace(&mut self.faults, faults) == faults {
-            return false;
-        }
-        self.memory
-            .as_ref()
-            .is_some_and(|memory| memory.regions().iter().any(|region| region.is_poisoned()))
-    }
-
     fn index(&self, index: u32) -> Result<(u16, usize)> {
         u16::try_from(index)
             .ok()
@@ -194,8 +183,9 @@ impl Handler {
     }
 
     fn publish_status(&self) {
+        let data = usize::from(self.port.queue_pairs * 2);
         let bits = |of: fn(&RingState) -> bool| {
-            self.rings
+            self.rings[..data]
                 .iter()
                 .enumerate()
                 .fold(0, |bits, (at, ring)| bits | u32::from(of(ring)) << at)
@@ -209,6 +199,7 @@ impl Handler {
 
     /// Start the ring if nothing is missing.
     fn try_start(&mut self, index: u16) -> Result<()> {
+        let (enabled, is_control) = (self.is_enabled(index), self.is_control(index));
         let ring = &mut self.rings[usize::from(index)];
         let Some(memory) = &self.memory else { return Ok(()) };
         let packed = self.features & f::RING_PACKED != 0;
@@ -237,12 +228,18 @@ impl Handler {
             kick,
             call,
             err,
-            enabled: ring.enabled,
+            enabled,
         };
         // The device before us may have died between using buffers and saying so.
         started.notify();
         ring.running = true;
-        self.plane.ring_started(index, started);
+        ring.told = enabled;
+        if is_control {
+            let fresh = config.next_avail == if packed { virtio::packed::WRAP } else { 0 };
+            self.start_control(started.queue, started.kick, fresh)?;
+        } else {
+            self.plane.ring_started(index, started);
+        }
         self.publish_status();
         Ok(())
     }
@@ -252,9 +249,10 @@ impl Handler {
     }
 
     fn stop(&mut self, index: u16) {
+        let control = self.is_control(index).then(|| self.stop_control()).flatten();
         let ring = &mut self.rings[usize::from(index)];
         if std::mem::take(&mut ring.running) {
-            ring.base = self.plane.ring_stopped(index);
+            ring.base = control.unwrap_or_else(|| self.plane.ring_stopped(index));
         }
         // Kicks that are still on their way must not start it again.
         ring.kick = Kicking::Unknown;
@@ -262,25 +260,13 @@ impl Handler {
     }
 
     fn enable(&mut self, index: u16, enabled: bool) {
-        let ring = &mut self.rings[usize::from(index)];
-        if std::mem::replace(&mut ring.enabled, enabled) != enabled && ring.running {
-            self.plane.ring_enabled(index, enabled);
-        }
+        self.rings[usize::from(index)].enabled = enabled;
+        self.refresh_enabled();
     }
 
     fn enable_all(&mut self, enabled: bool) {
         (0..self.port.vrings()).for_each(|index| self.enable(index, enabled));
         self.publish_status();
-    }
-
-    /// Move everything to another memory map; the old one is unused afterwards.
-    fn change_memory(&mut self, memory: MemoryMap) -> Result<()> {
-        let memory = Arc::new(memory);
-        self.plane.memory_changed(&memory).map_err(refused)?;
-        self.memory = Some(memory);
-        self.start_all()?;
-        self.publish_status();
-        Ok(())
     }
 
     fn vring_fd<T, E>(
@@ -295,25 +281,6 @@ impl Handler {
         let (index, _) = self.index(u32::from(index))?;
         Ok((index, fd.map(make).transpose().map_err(refused)?))
     }
-}
-
-fn place(region: &VhostUserMemoryRegion) -> RegionState {
-    RegionState {
-        guest_addr: region.guest_phys_addr,
-        user_addr: region.user_addr,
-        len: region.memory_size,
-        offset: region.mmap_offset,
-    }
-}
-
-fn map(region: &VhostUserMemoryRegion, file: &File) -> Result<Arc<Region>> {
-    let VhostUserMemoryRegion {
-        guest_phys_addr,
-        memory_size,
-        user_addr,
-        mmap_offset,
-    } = *region;
-    Region::map(file.as_fd(), mmap_offset, guest_phys_addr, user_addr, memory_size).map_err(refused)
 }
 
 impl VhostUserBackendReqHandlerMut for Handler {
@@ -332,6 +299,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         (0..self.port.vrings()).for_each(|index| self.stop(index));
         self.rings.fill_with(RingState::default);
         self.features = 0;
+        self.control.state = None;
         self.publish_status();
         Ok(())
     }
@@ -352,6 +320,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
                 return Err(refused("features cannot change while rings run; stop them first"));
             }
             self.features = features;
+            self.control.state = None;
             self.plane.features_acked(features);
         }
         if features & f::VHOST_USER_F_PROTOCOL_FEATURES == 0 {
@@ -485,19 +454,29 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
-        let link_up = self.shared.link_up();
+        let status = Status {
+            link_up: self.shared.link_up(),
+            announce: self.control.announcing,
+        };
         // The crate has checked that the window ends within 4 KiB.
         let (offset, size) = (offset as usize, size as usize);
         if offset <= STATUS.start && offset + size >= STATUS.end {
-            self.back_channel.read(link_up);
+            self.back_channel.read(status.link_up);
         }
-        Ok(self.port.config_space(link_up, offset, size))
+        Ok(self.port.config_space(status, offset, size))
     }
 
-    fn set_config(&mut self, _offset: u32, _buf: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
+    fn set_config(&mut self, offset: u32, buf: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
+        if self.port.control_queue
+            && offset == 0
+            && let Ok(mac) = <[u8; 6]>::try_from(buf)
+        {
+            self.set_mac(mac);
+            return Ok(());
+        }
         self.keep = true;
         Err(refused(
-            "the configuration space of a modern virtio-net device is read-only",
+            "the configuration space of a modern virtio-net device is read-only, but for the address of one that filters",
         ))
     }
 

@@ -8,6 +8,8 @@ use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::ControlState;
+
 /// A session that was stopped to be gone on with.
 #[derive(Debug)]
 pub struct Handover {
@@ -55,6 +57,12 @@ pub(super) struct ConnectionState {
     pub(super) back_channel: bool,
     /// The link state that it knows.
     pub(super) link_known: Option<bool>,
+    /// What its driver has set through the control queue.
+    #[serde(default)]
+    pub(super) control: Option<Box<ControlState>>,
+    /// The address that it gave the device.
+    #[serde(default)]
+    pub(super) mac: Option<[u8; 6]>,
 }
 
 /// One memory region.

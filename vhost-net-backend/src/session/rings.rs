@@ -38,6 +38,8 @@ pub(super) struct RingState {
     pub(super) call: Option<Call>,
     pub(super) err: Option<Call>,
     pub(super) enabled: bool,
+    /// What the plane was told of that, while it runs.
+    pub(super) told: bool,
     pub(super) running: bool,
 }
 

@@ -168,6 +168,10 @@ pub(super) enum PortCommand {
         /// The MTU offered to the guest and enforced, 68 to 9216
         #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(68..=9216))]
         mtu: Option<u16>,
+        /// Serve the guest's control queue: receive filters, receive-side scaling, hashes. Only for front-ends that forward
+        /// it, as `vmm` does; guests of others would be offered what nobody does
+        #[arg(long, conflicts_with = "tap")]
+        control_queue: bool,
     },
     /// Change a port while it is in use
     #[command(after_help = "Examples:

@@ -81,6 +81,9 @@ pub(super) fn port(view: &PortView) -> String {
     if let Some(mac) = view.mac {
         let _: std::fmt::Result = writeln!(text, "mac {mac}");
     }
+    if view.control_queue {
+        text.push_str("control queue served by the switch\n");
+    }
     if !view.features.is_empty() {
         let _: std::fmt::Result = writeln!(text, "features {}", view.features.join(" "));
     }

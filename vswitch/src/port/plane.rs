@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use vhost_net_backend::control::{ReceiveFilter, Steering};
 use vhost_net_backend::eventfd::Call;
 use vhost_net_backend::{DevicePlane, Ring};
+use virtio::features::NET_F_HASH_REPORT;
 use virtio::memory::MemoryMap;
 use virtio::split::QueueError;
 
@@ -42,6 +44,13 @@ impl PortPlane {
         } else {
             Which::Ingress(&queues.ingress)
         })
+    }
+
+    /// A driver that negotiated `acked` has asked for nothing yet.
+    fn forget_wishes(&self, acked: u64) {
+        self.filter_changed(None);
+        self.steering_changed(None);
+        self.port.wishes.set_hashes(acked & NET_F_HASH_REPORT != 0);
     }
 
     /// The guest can, or can no longer, receive on a pair. What was learned of a port that can receive
@@ -104,6 +113,7 @@ impl DevicePlane for PortPlane {
 
     fn features_acked(&self, acked: u64) {
         self.port.features.store(acked, Ordering::Relaxed);
+        self.forget_wishes(acked);
     }
 
     fn ring_started(&self, index: u16, ring: Ring) {
@@ -182,6 +192,20 @@ impl DevicePlane for PortPlane {
         Ok(())
     }
 
+    fn filter_changed(&self, filter: Option<Arc<ReceiveFilter>>) {
+        self.port.wishes.set_filter(filter);
+    }
+
+    fn steering_changed(&self, steering: Option<Arc<Steering>>) {
+        let spreads = steering.as_ref().is_some_and(|steering| steering.spreads());
+        self.port.wishes.set_steering(steering);
+        self.port.set_steered(spreads);
+    }
+
+    fn offloads_changed(&self, features: u64) {
+        self.port.features.store(features, Ordering::Relaxed);
+    }
+
     fn can_announce(&self) -> bool {
         true
     }
@@ -199,6 +223,7 @@ impl DevicePlane for PortPlane {
             drop(Self::stop_ingress(&queues.ingress));
         }
         self.port.features.store(0, Ordering::Relaxed);
+        self.forget_wishes(0);
         self.port.flows.clear();
         self.bridge.fdb().flush(Some(self.port.id()));
         tracing::info!(port = self.port.settings().name, "disconnected");

@@ -10,9 +10,10 @@ use crate::model::{BridgeView, FdbEntryView, FdbView, PortCounters, PortState, P
 use crate::port::Port;
 
 /// Feature bits with their names in the VIRTIO text, without their prefixes.
-const FEATURES: [(u32, &str); 18] = [
+const FEATURES: [(u32, &str); 26] = [
     (0, "CSUM"),
     (1, "GUEST_CSUM"),
+    (2, "CTRL_GUEST_OFFLOADS"),
     (3, "MTU"),
     (5, "MAC"),
     (7, "GUEST_TSO4"),
@@ -24,11 +25,18 @@ const FEATURES: [(u32, &str); 18] = [
     (15, "MRG_RXBUF"),
     (16, "STATUS"),
     (17, "CTRL_VQ"),
+    (18, "CTRL_RX"),
+    (19, "CTRL_VLAN"),
+    (20, "CTRL_RX_EXTRA"),
+    (21, "GUEST_ANNOUNCE"),
     (22, "MQ"),
+    (23, "CTRL_MAC_ADDR"),
     (28, "INDIRECT_DESC"),
     (29, "EVENT_IDX"),
     (32, "VERSION_1"),
     (35, "IN_ORDER"),
+    (57, "HASH_REPORT"),
+    (60, "RSS"),
 ];
 
 pub(super) fn bridge(name: &str, settings: &BridgeSettings, bridge: &Bridge) -> BridgeView {
@@ -76,7 +84,7 @@ pub(super) fn port(port: &Port) -> PortView {
         socket,
         client,
         interface,
-        state: if port.ready() == 0 {
+        state: if port.ready() & port.enabled() == 0 {
             PortState::Down
         } else {
             PortState::Up
@@ -84,6 +92,7 @@ pub(super) fn port(port: &Port) -> PortView {
         connected: port.is_connected(),
         link: port.link(),
         mac: settings.mac,
+        control_queue: settings.control_queue,
         mtu: port.mtu(),
         queue_pairs: settings.queue_pairs,
         enabled_queue_pairs: u16::try_from(port.enabled().count_ones()).unwrap_or(u16::MAX),

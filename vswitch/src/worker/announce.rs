@@ -46,6 +46,6 @@ pub(crate) fn announce(bridge: &Bridge, port: &Port, mac: MacAddr) -> Result<(),
     let frame = memory.region().slice().take(HEADER_LEN + FRAME_LEN);
     frame.write_from(HEADER_LEN, &rarp(mac));
     bridge.fdb().learn(mac, 0, port.id(), bridge.clock().now());
-    Forwarder::new().flood(&bridge.ports(), port, &Sent::Tap(&[frame]));
+    Forwarder::new().flood(&bridge.ports(), port, &Sent::Own(&[frame]));
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! Putting one frame into a receiver's buffers, in a form that its guest can take.
 
+mod hashed;
+
 use virtio::burst::Burst;
 use virtio::checksum;
 use virtio::features::{NET_F_GUEST_CSUM, NET_F_MRG_RXBUF};

@@ -19,15 +19,15 @@ use crate::port::Port;
 pub(super) enum Sent<'a> {
     /// In a guest's memory.
     Guest(&'a Burst),
-    /// In the worker's own, read from an interface of the host.
-    Tap(&'a [GuestSlice<'a>]),
+    /// In the worker's own: read from an interface of the host, or copied.
+    Own(&'a [GuestSlice<'a>]),
 }
 
 impl Sent<'_> {
     fn len(&self) -> usize {
         match self {
             Self::Guest(burst) => burst.len(),
-            Self::Tap(frames) => frames.len(),
+            Self::Own(frames) => frames.len(),
         }
     }
 
@@ -36,7 +36,7 @@ impl Sent<'_> {
     fn piece(&self, number: usize) -> Option<GuestSlice<'_>> {
         match self {
             Self::Guest(burst) => burst.single_readable(number),
-            Self::Tap(frames) => frames.get(number).copied(),
+            Self::Own(frames) => frames.get(number).copied(),
         }
     }
 
@@ -53,7 +53,7 @@ impl Sent<'_> {
             Self::Guest(burst) => burst.get(number).map_or(Err(DropReason::BadDescriptor), |chain| {
                 examined.take_chain(&chain, features, mtu)
             }),
-            Self::Tap(_) => Err(DropReason::BadDescriptor),
+            Self::Own(_) => Err(DropReason::BadDescriptor),
         }
     }
 
@@ -62,7 +62,7 @@ impl Sent<'_> {
     pub(super) fn with<T>(&self, number: usize, work: impl FnOnce(&[GuestSlice<'_>]) -> T) -> T {
         match self {
             Self::Guest(burst) => work(burst.get(number).map_or(&[], |chain| chain.readable)),
-            Self::Tap(frames) => work(frames.get(number).map_or(&[], std::slice::from_ref)),
+            Self::Own(frames) => work(frames.get(number).map_or(&[], std::slice::from_ref)),
         }
     }
 }
@@ -120,7 +120,7 @@ impl Forwarder {
             .is_some_and(|piece| examined.take_piece(piece, 0, port.mtu()).is_ok());
         if good {
             for to in ports.iter().filter(|to| to.id() != port.id()) {
-                self.plan.send(to, || examined.flow(), 0);
+                self.plan.send(to, examined, 0);
             }
             self.deliver_all(ports, sent);
             self.notify();
@@ -174,13 +174,13 @@ impl Forwarder {
             match train {
                 Verdict::Queue(list) => self.plan.add(list, number),
                 Verdict::Port(to) => {
-                    if !self.plan.send(to, || examined.flow(), number) {
+                    if !self.plan.send(to, examined, number) {
                         self.plan.give_up(to.id());
                     }
                 }
                 Verdict::Everybody => {
                     for to in ports.iter().filter(|to| to.id() != port.id()) {
-                        self.plan.send(to, || examined.flow(), number);
+                        self.plan.send(to, examined, number);
                     }
                 }
                 Verdict::Dropped(reason) | Verdict::Refused(reason) => counters.drops.add(reason, 1),

@@ -96,7 +96,7 @@ impl Forwarder {
         else {
             return 0;
         };
-        let expected = egress.frames.count_ones();
+        let mut expected = egress.frames.count_ones();
         let Some(mut guard) = queue.ring.enter() else {
             port.drops()
                 .add_shared(DropReason::QueueBusy, u64::from(expected));
@@ -108,6 +108,13 @@ impl Forwarder {
             return 0;
         };
         let counters = queue.counters();
+        let mut left = egress.frames;
+        let wishes = port.wishes();
+        if wishes.any() {
+            left = self.wanted(port, left, counters);
+            expected = left.count_ones();
+        }
+        let steering = wishes.hashes().then(|| wishes.steering());
         let mut receiver = Receiver::new(
             ring,
             &mut self.received,
@@ -116,14 +123,19 @@ impl Forwarder {
             port.mtu(),
             expected as usize,
         );
-        let mut left = egress.frames;
         let mut again = 0;
         while left != 0 {
             let number = left.trailing_zeros() as usize;
             let Some(frame) = self.frames.get(number) else {
                 break;
             };
-            match receiver.deliver(frame, sent, number) {
+            let result = match &steering {
+                None => receiver.deliver(frame, sent, number),
+                Some(steering) => sent.with(number, |list| {
+                    receiver.deliver_hashed(frame, list, steering.as_deref())
+                }),
+            };
+            match result {
                 Ok(()) => {}
                 // What comes after it must not overtake it.
                 Err(DropReason::NoBuffer) if visit != Visit::Last && receiver.is_whole(frame) => {

@@ -1,6 +1,8 @@
 //! Where the frames of one burst go.
 
-use crate::port::Port;
+use super::examine::Examined;
+use super::wanted::chosen;
+use crate::port::{Port, STEERED};
 use crate::port_id::{MAX_PORTS, PortId};
 
 /// Queue pairs that a port can have, rounded up to a power of two.
@@ -44,11 +46,13 @@ impl Plan {
 
     /// Sends frame number `frame` of the burst to `port`; false if it cannot receive.
     #[inline]
-    pub(super) fn send(&mut self, port: &Port, flow: impl FnOnce() -> u32, frame: usize) -> bool {
+    pub(super) fn send(&mut self, port: &Port, examined: &Examined, frame: usize) -> bool {
         let ready = port.ready();
         let pair = match ready {
             1 => Some(0),
-            _ => port.flows().choose(if ready == 0 { 0 } else { flow() }, ready),
+            0 => None,
+            _ if ready & STEERED != 0 => chosen(port, examined, ready & !STEERED),
+            _ => port.flows().choose(examined.flow(), ready),
         };
         let Some(pair) = pair else { return false };
         let list = self.list(port.id(), pair);

@@ -13,7 +13,7 @@ use virtio::memory::guard::fault_count;
 use super::BURST;
 use super::deliver::{Forwarder, Sent};
 use super::shared::{Source, Sources, WAKE, WorkerShared};
-use super::source::TapBuffers;
+use super::source::FrameBuffers;
 use crate::bridge::{Bridge, PortTable};
 use crate::config::PollMode;
 use crate::counters::DropReason;
@@ -74,8 +74,8 @@ pub(super) struct Round {
     forwarder: Forwarder,
     /// Chains taken from the sender.
     sent: Burst,
-    /// For frames of the host, once there are any.
-    tap_buffers: Option<TapBuffers>,
+    /// For frames of the host and such as have to be copied, once there are any.
+    own_buffers: Option<FrameBuffers>,
     /// How long an idle queue is polled; none for ever.
     window: Option<Duration>,
     faults: usize,
@@ -94,7 +94,7 @@ impl Round {
             events: Vec::with_capacity(EVENTS),
             forwarder: Forwarder::new(),
             sent: Burst::with_capacity(BURST),
-            tap_buffers: None,
+            own_buffers: None,
             window: match (poll, cpus) {
                 (PollMode::Always, _) => None,
                 (PollMode::Adaptive, PLENTY..) => Some(WINDOW),
@@ -164,6 +164,7 @@ impl Round {
             activity,
             faults,
             shared,
+            own_buffers: own,
             ..
         } = self;
         let Some(Some(source)) = sources.load().get(number) else {
@@ -194,8 +195,13 @@ impl Round {
             }
         }
         if ring.state.enabled {
-            let frames = Sent::Guest(sent);
-            forwarder.forward(bridge, ports.load(), &source.port, source.pair, &frames);
+            let mut forward = |frames: &Sent<'_>| {
+                forwarder.forward(bridge, ports.load(), &source.port, source.pair, frames);
+            };
+            match own_buffers(own, source.port.wishes().hashes()) {
+                Some(buffers) => buffers.without_hashes(sent, forward),
+                None => forward(&Sent::Guest(sent)),
+            }
         } else {
             queue
                 .counters()
@@ -232,7 +238,7 @@ impl Round {
             sources,
             ports,
             bridge,
-            tap_buffers,
+            own_buffers: own,
             ..
         } = self;
         let Some(Some(source)) = sources.load().get(number) else {
@@ -248,16 +254,7 @@ impl Round {
             return Served::Gone;
         };
         drop(guard);
-        if tap_buffers.is_none() {
-            match TapBuffers::new() {
-                Ok(buffers) => *tap_buffers = Some(buffers),
-                Err(error) => {
-                    tracing::error!("no memory for frames of the host: {error}");
-                    return Served::Gone;
-                }
-            }
-        }
-        let Some(buffers) = tap_buffers else {
+        let Some(buffers) = own_buffers(own, true) else {
             return Served::Gone;
         };
         let taken = buffers.read(&tap, |frames| {
@@ -371,4 +368,19 @@ impl Round {
             self.active.push(number);
         }
     }
+}
+
+/// The worker's own buffers, made when they are first needed; `None` when they are not, or there is no memory for them.
+#[inline]
+fn own_buffers(buffers: &mut Option<FrameBuffers>, needed: bool) -> Option<&FrameBuffers> {
+    if !needed {
+        return None;
+    }
+    if buffers.is_none() {
+        match FrameBuffers::new() {
+            Ok(new) => *buffers = Some(new),
+            Err(error) => tracing::error!("no memory for frames that have to be copied: {error}"),
+        }
+    }
+    buffers.as_ref()
 }

@@ -29,9 +29,10 @@ impl Handler {
         let regions = self.files.iter().map(|(region, _)| *region).collect();
         let mut rings = Vec::new();
         for index in 0..self.port.vrings() {
+            let control = self.is_control(index).then(|| self.stop_control()).flatten();
             let ring = &mut self.rings[usize::from(index)];
             if std::mem::take(&mut ring.running) {
-                ring.base = self.plane.ring_stopped(index);
+                ring.base = control.unwrap_or_else(|| self.plane.ring_stopped(index));
                 ring.kick = ring.watched.take().map_or(Kicking::Never, Kicking::Fd);
             }
             let (kick, fd) = match &ring.kick {
@@ -61,6 +62,8 @@ impl Handler {
             rings,
             back_channel,
             link_known,
+            control: self.control.state.clone().map(Box::new),
+            mac: self.control.mac,
         };
         Ok((state, fds))
     }
@@ -93,6 +96,8 @@ impl Handler {
             *ring = restored(saved, fds)?;
         }
         self.shared.status().mtu = state.mtu;
+        self.control.mac = state.mac;
+        self.control.state = state.control.as_deref().cloned();
         self.start_all().map_err(io::Error::other)?;
         self.publish_status();
         Ok(())
