@@ -15,7 +15,10 @@ fn make(target: &str) -> Command {
 
 #[test]
 fn e2e_demo_shows_two_guests_that_reach_each_other() {
-    let run = tempfile::Builder::new().prefix("ny-").tempdir().expect("a folder");
+    let run = tempfile::Builder::new()
+        .prefix("ny-")
+        .tempdir()
+        .expect("a folder");
     let mut demo = make("demo");
     demo.env("NETYARD_RUN_DIR", run.path()).env("DEMO_SECONDS", "1");
     let text = bin::succeed(&mut demo);
@@ -27,13 +30,20 @@ fn e2e_demo_shows_two_guests_that_reach_each_other() {
         }
         assert!(text.contains(&format!("running  {engine}")), "{text}");
     }
-    for row in ["ping, min/avg/max", "5 of 5 answered", "TCP, iperf3", "UDP, iperf3"] {
+    for row in [
+        "ping, min/avg/max",
+        "5 of 5 answered",
+        "TCP, iperf3",
+        "UDP, iperf3",
+    ] {
         assert!(text.contains(row), "no {row:?} in {text}");
     }
     let left: Vec<PathBuf> = std::fs::read_dir(run.path())
         .expect("the run folder")
         .map(|entry| entry.expect("an entry").path())
-        .filter(|path| path.is_dir() && std::fs::read_dir(path).is_ok_and(|mut inside| inside.next().is_some()))
+        .filter(|path| {
+            path.is_dir() && std::fs::read_dir(path).is_ok_and(|mut inside| inside.next().is_some())
+        })
         .collect();
     assert_eq!(left, [PathBuf::new(); 0], "the demo left something behind");
 }
@@ -41,24 +51,37 @@ fn e2e_demo_shows_two_guests_that_reach_each_other() {
 #[test]
 fn e2e_installed_programs_run_and_find_their_parts() {
     let root = tempfile::tempdir().expect("a folder");
-    bin::succeed(make("install").env("DESTDIR", root.path()).env("PREFIX", "/opt/netyard"));
+    bin::succeed(
+        make("install")
+            .env("DESTDIR", root.path())
+            .env("PREFIX", "/opt/netyard"),
+    );
     let prefix = root.path().join("opt/netyard");
     for program in ["vswitch", "vhost-net-backend", "vmm", "lab", "sriov"] {
         let version = bin::succeed(Command::new(prefix.join("bin").join(program)).arg("--version"));
         assert!(version.starts_with(program), "{version}");
         let page = std::fs::read_to_string(prefix.join(format!("share/man/man1/{program}.1")));
-        assert!(page.is_ok_and(|page| page.contains(".TH")), "no manual page of {program}");
+        assert!(
+            page.is_ok_and(|page| page.contains(".TH")),
+            "no manual page of {program}"
+        );
         for completions in [
             format!("bash-completion/completions/{program}"),
             format!("zsh/site-functions/_{program}"),
             format!("fish/vendor_completions.d/{program}.fish"),
         ] {
             let script = std::fs::read_to_string(prefix.join("share").join(&completions));
-            assert!(script.is_ok_and(|script| script.contains(program)), "no {completions}");
+            assert!(
+                script.is_ok_and(|script| script.contains(program)),
+                "no {completions}"
+            );
         }
     }
     // A lab of the installation comes up with the installed programs alone: the switch, the back-ends and the agent are found.
-    let run = tempfile::Builder::new().prefix("ny-").tempdir().expect("a folder");
+    let run = tempfile::Builder::new()
+        .prefix("ny-")
+        .tempdir()
+        .expect("a folder");
     let lab = |args: &[&str]| {
         let mut command = Command::new(prefix.join("bin/lab"));
         command.args(args).env("NETYARD_RUN_DIR", run.path());

@@ -4,7 +4,7 @@
 mod net;
 
 use net::{BROADCAST, Net, frame, mac, udp};
-use netyard_testkit::driver::Driver;
+
 use netyard_testkit::endpoint::{Endpoint, Options};
 use netyard_testkit::guest::{Guest, wait_for};
 use netyard_testkit::tcp::Segment;
@@ -13,6 +13,7 @@ use vhost::vhost_user::VhostUserFrontend as _;
 use vhost::vhost_user::message::VhostUserConfigFlags;
 use virtio::features as f;
 use virtio::net::{GSO_TCPV4, NetHeader};
+use virtio::queue::DriverQueue;
 use virtio::rss::{KEY_LEN, SUPPORTED, Toeplitz};
 use virtio::split::QueueConfig;
 use vswitch::mac::MacAddr;
@@ -347,7 +348,7 @@ fn a_driver_that_goes_on_is_asked_to_announce_itself() {
         used_idx: 3,
         ..endpoint.queues[2].config
     };
-    endpoint.queues[2].driver = Driver::new(endpoint.map.clone(), &config, false).unwrap();
+    endpoint.queues[2].driver = DriverQueue::new(endpoint.map.clone(), &config, None, false).unwrap();
     for (at, index) in [(config.avail + 2, 3_u16), (config.used + 2, 3)] {
         endpoint
             .map

@@ -2,6 +2,8 @@
 
 /// The fields of `struct virtio_net_config` that a NIC can have here: MAC, status, queue pairs and MTU.
 pub(super) const CONFIG_LEN: usize = 12;
+/// Speed, duplex and the limits of receive-side scaling: a back-end that serves the control queue has them.
+pub(super) const REST_LEN: usize = 12;
 
 /// `VIRTIO_NET_S_LINK_UP`.
 pub(super) const LINK_UP: u16 = 1;
@@ -18,6 +20,8 @@ pub(super) struct NetConfig {
     pub(super) status: u16,
     pub(super) pairs: u16,
     pub(super) mtu: u16,
+    /// What follows, where the back-end has a say in it: what receive-side scaling can do.
+    pub(super) rest: [u8; REST_LEN],
 }
 
 impl NetConfig {
@@ -28,15 +32,17 @@ impl NetConfig {
             status: u16::from_le_bytes([s0, s1]),
             pairs: u16::from_le_bytes([p0, p1]),
             mtu: u16::from_le_bytes([t0, t1]),
+            rest: [0; REST_LEN],
         }
     }
 
-    pub(super) fn to_bytes(self) -> [u8; CONFIG_LEN] {
-        let mut bytes = [0; CONFIG_LEN];
+    pub(super) fn to_bytes(self) -> [u8; CONFIG_LEN + REST_LEN] {
+        let mut bytes = [0; CONFIG_LEN + REST_LEN];
         bytes[..6].copy_from_slice(&self.mac);
         bytes[6..8].copy_from_slice(&self.status.to_le_bytes());
         bytes[8..10].copy_from_slice(&self.pairs.to_le_bytes());
-        bytes[10..].copy_from_slice(&self.mtu.to_le_bytes());
+        bytes[10..12].copy_from_slice(&self.mtu.to_le_bytes());
+        bytes[12..].copy_from_slice(&self.rest);
         bytes
     }
 
@@ -63,12 +69,16 @@ mod tests {
         status: LINK_UP,
         pairs: 2,
         mtu: 0x05dc,
+        rest: [0, 0, 0, 0, 0, 40, 128, 0, 0x3f, 0, 0, 0],
     };
 
     #[test]
     fn bytes_are_those_of_the_standard() {
-        assert_eq!(CONFIG.to_bytes(), [2, 0, 0, 0, 0, 9, 1, 0, 2, 0, 0xdc, 5]);
-        assert_eq!(NetConfig::from_bytes(&CONFIG.to_bytes()), CONFIG);
+        let bytes = CONFIG.to_bytes();
+        assert_eq!(bytes[..12], [2, 0, 0, 0, 0, 9, 1, 0, 2, 0, 0xdc, 5]);
+        let mut back = NetConfig::from_bytes(bytes.first_chunk().unwrap());
+        back.rest.copy_from_slice(&bytes[12..]);
+        assert_eq!(back, CONFIG);
     }
 
     #[test]
@@ -78,6 +88,10 @@ mod tests {
         assert_eq!(data, [9, 1, 0, 2]);
         CONFIG.read(10, &mut data);
         assert_eq!(data, [0xdc, 5, 0, 0]);
+        CONFIG.read(17, &mut data);
+        assert_eq!(data, [40, 128, 0, 0x3f]);
+        CONFIG.read(22, &mut data);
+        assert_eq!(data, [0; 4]);
         CONFIG.read(u64::MAX, &mut data);
         assert_eq!(data, [0; 4]);
     }

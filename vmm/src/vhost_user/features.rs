@@ -4,11 +4,12 @@ use std::fmt;
 
 use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_GUEST_CSUM,
-    VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4,
-    VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
-    VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
-    VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX,
+    VIRTIO_NET_F_CTRL_RX_EXTRA, VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE,
+    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
+    VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HASH_REPORT, VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
+    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_RSS, VIRTIO_NET_F_STATUS,
 };
 
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -34,6 +35,13 @@ pub(super) const STATUS: u64 = 1 << VIRTIO_NET_F_STATUS;
 pub(super) const CTRL_VQ: u64 = 1 << VIRTIO_NET_F_CTRL_VQ;
 pub(super) const GUEST_ANNOUNCE: u64 = 1 << VIRTIO_NET_F_GUEST_ANNOUNCE;
 pub(super) const MQ: u64 = 1 << VIRTIO_NET_F_MQ;
+pub(super) const CTRL_GUEST_OFFLOADS: u64 = 1 << VIRTIO_NET_F_CTRL_GUEST_OFFLOADS;
+pub(super) const CTRL_RX: u64 = 1 << VIRTIO_NET_F_CTRL_RX;
+pub(super) const CTRL_VLAN: u64 = 1 << VIRTIO_NET_F_CTRL_VLAN;
+pub(super) const CTRL_RX_EXTRA: u64 = 1 << VIRTIO_NET_F_CTRL_RX_EXTRA;
+pub(super) const CTRL_MAC_ADDR: u64 = 1 << VIRTIO_NET_F_CTRL_MAC_ADDR;
+pub(super) const HASH_REPORT: u64 = 1 << VIRTIO_NET_F_HASH_REPORT;
+pub(super) const RSS: u64 = 1 << VIRTIO_NET_F_RSS;
 pub(super) const GUEST_USO4: u64 = 1 << VIRTIO_NET_F_GUEST_USO4;
 pub(super) const GUEST_USO6: u64 = 1 << VIRTIO_NET_F_GUEST_USO6;
 pub(super) const HOST_USO: u64 = 1 << VIRTIO_NET_F_HOST_USO;
@@ -53,6 +61,19 @@ const OFFLOADS: u64 =
 pub(super) const BACKEND: u64 =
     VERSION_1 | EVENT_IDX | INDIRECT_DESC | IN_ORDER | RING_RESET | MRG_RXBUF | MQ | MTU | OFFLOADS | USO;
 
+/// Features of which a back-end does the work that serves the control queue itself.
+pub(super) const CONTROL: u64 = CTRL_GUEST_OFFLOADS
+    | CTRL_RX
+    | CTRL_VLAN
+    | CTRL_RX_EXTRA
+    | CTRL_MAC_ADDR
+    | GUEST_ANNOUNCE
+    | HASH_REPORT
+    | RSS;
+
+/// What only such a back-end offers; some offer a control queue, and even its receive modes, that they leave to us.
+pub(super) const SERVES_CONTROL: u64 = CTRL_VQ | CTRL_MAC_ADDR;
+
 /// Features that the front-end provides by itself, whatever the back-end offers.
 pub(super) const FRONTEND: u64 = STATUS | CTRL_VQ | GUEST_ANNOUNCE;
 
@@ -68,7 +89,8 @@ pub(super) fn with_requirements(mut features: u64) -> u64 {
         (HOST_TSO4 | HOST_TSO6 | HOST_USO, CSUM),
         (GUEST_ECN, GUEST_TSO4 | GUEST_TSO6),
         (HOST_ECN, HOST_TSO4 | HOST_TSO6),
-        (MQ | GUEST_ANNOUNCE, CTRL_VQ),
+        (MQ | CONTROL, CTRL_VQ),
+        (CTRL_RX_EXTRA, CTRL_RX),
     ];
     for (feature, any_of) in rules {
         if features & any_of == 0 {
@@ -82,7 +104,7 @@ pub(super) fn with_requirements(mut features: u64) -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FeatureNames(pub u64);
 
-const NAMES: [(u64, &str); 23] = [
+const NAMES: [(u64, &str); 30] = [
     (CSUM, "CSUM"),
     (GUEST_CSUM, "GUEST_CSUM"),
     (MTU, "MTU"),
@@ -106,6 +128,13 @@ const NAMES: [(u64, &str); 23] = [
     (VERSION_1, "VERSION_1"),
     (IN_ORDER, "IN_ORDER"),
     (RING_RESET, "RING_RESET"),
+    (CTRL_GUEST_OFFLOADS, "CTRL_GUEST_OFFLOADS"),
+    (CTRL_RX, "CTRL_RX"),
+    (CTRL_VLAN, "CTRL_VLAN"),
+    (CTRL_RX_EXTRA, "CTRL_RX_EXTRA"),
+    (CTRL_MAC_ADDR, "CTRL_MAC_ADDR"),
+    (HASH_REPORT, "HASH_REPORT"),
+    (RSS, "RSS"),
 ];
 
 impl fmt::Display for FeatureNames {
@@ -146,8 +175,8 @@ mod tests {
     #[test]
     fn names_are_the_standards() {
         assert_eq!(
-            FeatureNames(MQ | HOST_USO | EVENT_IDX | 1 << 60).to_string(),
-            "MQ, HOST_USO, EVENT_IDX, 0x1000000000000000"
+            FeatureNames(MQ | HOST_USO | EVENT_IDX | 1 << 61).to_string(),
+            "MQ, HOST_USO, EVENT_IDX, 0x2000000000000000"
         );
     }
 }

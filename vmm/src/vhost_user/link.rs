@@ -15,7 +15,7 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::back_channel::BackChannel;
-use super::config::{CONFIG_LEN, NetConfig};
+use super::config::{CONFIG_LEN, NetConfig, REST_LEN};
 use super::features::{self, FeatureNames};
 use super::watchdog::Watchdog;
 use crate::memory::RamRegion;
@@ -25,6 +25,8 @@ mod step;
 use step::Step;
 pub use step::{LinkError, Timeouts};
 
+/// Virtqueues that a back-end may have for a NIC to make use of them all.
+const MAX_QUEUES: u64 = 2 * super::net::MAX_QUEUE_PAIRS as u64 + 1;
 /// What a `SET_MEM_TABLE` message has room for.
 const TABLE_REGIONS: usize = 8;
 
@@ -53,6 +55,8 @@ pub(super) struct Link {
     features: u64,
     protocol: VhostUserProtocolFeatures,
     pairs: u16,
+    /// The virtqueue that is the control queue, if the back-end serves that itself.
+    control: Option<u16>,
     config: Option<NetConfig>,
     /// Where the back-end says that its configuration has changed, if it can.
     back_channel: Option<BackChannel>,
@@ -80,7 +84,7 @@ impl Link {
     ) -> Result<Self, LinkError> {
         let step = Step::begin(watchdog, &stream, timeouts.negotiate)?;
         let socket = stream.try_clone().map_err(LinkError::Watch)?;
-        let frontend = Frontend::from_stream(socket, u64::from(pairs) * 2);
+        let frontend = Frontend::from_stream(socket, MAX_QUEUES);
 
         step.check("SET_OWNER", frontend.set_owner())?;
         let features = step.check("GET_FEATURES", frontend.get_features())?;
@@ -93,6 +97,7 @@ impl Link {
             features,
             protocol: VhostUserProtocolFeatures::empty(),
             pairs: 1,
+            control: None,
             config: None,
             back_channel: None,
             memory: Vec::new(),
@@ -121,14 +126,24 @@ impl Link {
         if self.protocol.contains(VhostUserProtocolFeatures::MQ) {
             let queues = step.check("GET_QUEUE_NUM", frontend.get_queue_num())?;
             self.pairs = u16::try_from(queues / 2).unwrap_or(u16::MAX).clamp(1, pairs);
+            // The queue behind the last pair: there is no other word for it in the protocol.
+            let serves = self.features & features::SERVES_CONTROL == features::SERVES_CONTROL;
+            if serves && queues % 2 == 1 && queues <= MAX_QUEUES {
+                self.control = u16::try_from(queues - 1).ok();
+            }
         }
         if self.protocol.contains(VhostUserProtocolFeatures::BACKEND_REQ) {
             let (ours, theirs) = BackChannel::pair().map_err(LinkError::Watch)?;
             step.check("SET_BACKEND_REQ_FD", frontend.set_backend_request_fd(&theirs))?;
             self.back_channel = Some(ours);
         }
-        if self.protocol.contains(VhostUserProtocolFeatures::CONFIG) {
-            self.config = read_config(frontend, step)?;
+        let has_config = self.protocol.contains(VhostUserProtocolFeatures::CONFIG);
+        if !has_config {
+            // Without it the back-end could not be told which address is the guest's.
+            self.control = None;
+        }
+        if has_config {
+            self.config = read_config(frontend, step, self.control.is_some())?;
         }
         Ok(())
     }
@@ -136,6 +151,9 @@ impl Link {
     /// The virtio features that the back-end offers, as far as a front-end can use them.
     pub(super) fn features(&self) -> u64 {
         let mut features = self.features & features::BACKEND;
+        if self.control.is_some() {
+            features |= self.features & features::CONTROL;
+        }
         if self.pairs < 2 {
             features &= !features::MQ;
         }
@@ -148,6 +166,33 @@ impl Link {
     /// Queue pairs that the back-end serves, at most what the NIC has room for.
     pub(super) fn pairs(&self) -> u16 {
         self.pairs
+    }
+
+    /// The virtqueue that is the control queue, if the back-end serves that itself.
+    pub(super) fn control(&self) -> Option<u16> {
+        self.control
+    }
+
+    /// What the configuration space says of receive-side scaling.
+    pub(super) fn rest(&self) -> [u8; REST_LEN] {
+        self.config.map(|c| c.rest).unwrap_or_default()
+    }
+
+    /// Whether the back-end asks the guest to announce itself.
+    pub(super) fn announces(&self) -> bool {
+        self.config
+            .is_some_and(|c| c.status & super::config::ANNOUNCE != 0)
+    }
+
+    /// Tells a back-end that filters by address which one is the guest's.
+    pub(super) fn set_mac(&mut self, watchdog: &Watchdog, mac: [u8; 6]) -> Result<(), LinkError> {
+        let step = Step::begin(watchdog, &self.stream, self.timeouts.change)?;
+        self.ask_for_acks();
+        let answer = self
+            .requests
+            .0
+            .set_config(0, VhostUserConfigFlags::WRITABLE, &mac);
+        step.check("SET_CONFIG", answer)
     }
 
     /// The MAC address that the back-end wants the NIC to have.
@@ -190,7 +235,8 @@ impl Link {
     /// Reads the back-end's configuration again.
     pub(super) fn refresh(&mut self, watchdog: &Watchdog) -> Result<(), LinkError> {
         let step = Step::begin(watchdog, &self.stream, self.timeouts.change)?;
-        self.config = self.plain(|frontend| read_config(frontend, &step))?;
+        let whole = self.control.is_some();
+        self.config = self.plain(|frontend| read_config(frontend, &step, whole))?;
         Ok(())
     }
 
@@ -418,17 +464,31 @@ fn region_info(region: &RamRegion) -> VhostUserMemoryRegionInfo {
     }
 }
 
-/// The back-end's configuration space; a back-end that says it has none is taken at its word.
-fn read_config(frontend: &mut Frontend, step: &Step) -> Result<Option<NetConfig>, LinkError> {
-    let empty = [0; CONFIG_LEN];
-    let size = u32::try_from(CONFIG_LEN).unwrap_or(u32::MAX);
-    match frontend.get_config(0, size, VhostUserConfigFlags::empty(), &empty) {
+/// The back-end's configuration space, or what is common to all of them; a back-end that says it has none is taken at its
+/// word.
+fn read_config(frontend: &mut Frontend, step: &Step, whole: bool) -> Result<Option<NetConfig>, LinkError> {
+    let Some(bytes) = read_part(frontend, step, 0)? else {
+        return Ok(None);
+    };
+    let mut config = NetConfig::from_bytes(&bytes);
+    if whole && let Some(rest) = read_part(frontend, step, CONFIG_LEN)? {
+        config.rest = rest;
+    }
+    Ok(Some(config))
+}
+
+fn read_part(
+    frontend: &mut Frontend,
+    step: &Step,
+    offset: usize,
+) -> Result<Option<[u8; CONFIG_LEN]>, LinkError> {
+    let word = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+    let flags = VhostUserConfigFlags::empty();
+    match frontend.get_config(word(offset), word(CONFIG_LEN), flags, &[0; CONFIG_LEN]) {
         Err(vhost::Error::VhostUserProtocol(ProtocolError::BackendInternalError)) => Ok(None),
         answer => {
             let (_, bytes) = step.check("GET_CONFIG", answer)?;
-            Ok(<&[u8; CONFIG_LEN]>::try_from(bytes.as_slice())
-                .ok()
-                .map(NetConfig::from_bytes))
+            Ok(<[u8; CONFIG_LEN]>::try_from(bytes.as_slice()).ok())
         }
     }
 }

@@ -122,6 +122,8 @@ struct Terms {
     ram: GuestRam,
     config_irq: ConfigIrq,
     control_index: u16,
+    /// The back-end serves the control queue.
+    forwards: bool,
 }
 
 /// Reads a NIC's state, from any thread, for as long as anybody wants to know.
@@ -316,18 +318,21 @@ impl VirtioDevice for VhostUserNet {
         } = activation;
         self.acked = acked;
         let control_index = self.control_index();
+        let forwards = self.shared.lock().forwards && acked & features::CTRL_VQ != 0;
         let control = queues
             .iter()
-            .position(|q| q.index == control_index)
+            .position(|q| q.index == control_index && !forwards)
             .map(|at| queues.remove(at));
         // Queues that the guest was not told of carry nothing.
-        queues.retain(|q| q.index < control_index);
+        queues.retain(|q| q.index < control_index + u16::from(forwards));
         self.terms = Some(Terms {
             ram: mem.clone(),
             config_irq: config_irq.clone(),
             control_index,
+            forwards,
         });
-        let nic = Box::new(ActiveNic::new(acked, mem, queues, config_irq)?);
+        let forwarded = forwards.then_some(control_index);
+        let nic = Box::new(ActiveNic::new(acked, mem, queues, config_irq, forwarded)?);
         if let Some(queue) = control {
             self.start_control(queue)?;
         }
@@ -362,8 +367,8 @@ impl VirtioDevice for VhostUserNet {
     }
 
     fn reset_queue(&mut self, index: u16) {
-        let control = self.terms.as_ref().map(|terms| terms.control_index);
-        if control == Some(index) {
+        let ours = self.terms.as_ref().filter(|terms| !terms.forwards);
+        if ours.map(|terms| terms.control_index) == Some(index) {
             self.control = None;
         } else {
             self.send_and_wait(|done| Command::ResetRing(index, done));
@@ -374,11 +379,11 @@ impl VirtioDevice for VhostUserNet {
         let Some(terms) = &self.terms else {
             return Err(ActivateError::MissingQueue(queue.index));
         };
-        if queue.index == terms.control_index {
+        if queue.index == terms.control_index && !terms.forwards {
             return self.start_control(queue);
         }
         // Queues that the guest was not told of carry nothing.
-        if queue.index < terms.control_index {
+        if queue.index < terms.control_index + u16::from(terms.forwards) {
             let ring = Ring::new(queue, &terms.ram.regions)?;
             self.send(Command::StartRing(Box::new(ring)));
         }

@@ -7,7 +7,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::features;
-use super::link::Vring;
+use super::link::{Link, Vring};
 use crate::memory::{GuestRam, RamRegion};
 use crate::virtio::device::{ActivateError, ActiveQueue, ConfigIrq};
 
@@ -17,6 +17,8 @@ pub(super) struct ActiveNic {
     pub(super) acked: u64,
     pub(super) ram: GuestRam,
     pub(super) config_irq: ConfigIrq,
+    /// The control queue among the rings, if the back-end serves that.
+    pub(super) control: Option<u16>,
     rings: Vec<Ring>,
     /// Back-ends signal here that a guest broke one of its rings.
     error: EventFd,
@@ -27,7 +29,7 @@ pub(super) struct ActiveNic {
 /// A data ring, found inside the guest's memory.
 #[derive(Debug)]
 pub(super) struct Ring {
-    queue: ActiveQueue,
+    pub(super) queue: ActiveQueue,
     desc: u64,
     avail: u64,
     used: u64,
@@ -60,12 +62,13 @@ impl Ring {
 }
 
 impl ActiveNic {
-    /// Takes the data rings over; the control queue has been taken out before.
+    /// Takes the data rings over, and the control queue if that is the back-end's to serve.
     pub(super) fn new(
         acked: u64,
         ram: GuestRam,
         queues: Vec<ActiveQueue>,
         config_irq: ConfigIrq,
+        control: Option<u16>,
     ) -> Result<Self, ActivateError> {
         let rings = queues
             .into_iter()
@@ -76,6 +79,7 @@ impl ActiveNic {
             acked,
             ram,
             config_irq,
+            control,
             rings,
             error,
             handed_over: false,
@@ -89,17 +93,17 @@ impl ActiveNic {
 
     /// The rings as a back-end is told of them, the first `pairs` queue pairs enabled. It starts them, or goes on
     /// where another left off.
-    pub(super) fn vrings(&self, pairs: u16, go_on: bool) -> Vec<Vring<'_>> {
+    pub(super) fn vrings(&self, pairs: u16, go_on: bool, link: &Link) -> Vec<Vring<'_>> {
         let base = |ring| if go_on { self.resume_index(ring) } else { 0 };
         self.rings
             .iter()
-            .map(|ring| self.vring(ring, pairs, base(ring)))
+            .map(|ring| self.vring(ring, pairs, base(ring), link))
             .collect()
     }
 
-    fn vring<'a>(&'a self, ring: &'a Ring, pairs: u16, base: u16) -> Vring<'a> {
+    fn vring<'a>(&'a self, ring: &'a Ring, pairs: u16, base: u16, link: &Link) -> Vring<'a> {
         Vring {
-            index: ring.queue.index,
+            index: self.index_on(link, ring.queue.index),
             size: ring.queue.size,
             desc: ring.desc,
             avail: ring.avail,
@@ -108,18 +112,31 @@ impl ActiveNic {
             kick: &ring.queue.kick,
             call: &ring.call,
             error: &self.error,
-            enabled: ring.queue.index / 2 < pairs,
+            // A back-end that serves the control queue knows by itself which pairs are in use.
+            enabled: self.control.is_some() || ring.queue.index / 2 < pairs,
         }
     }
 
-    /// Takes a ring over that the driver has set up anew; as a back-end is told of it, for it to begin at the beginning.
-    pub(super) fn add(&mut self, ring: Ring, pairs: u16) -> Vring<'_> {
+    /// What a back-end calls a ring: its control queue comes behind all the pairs that it has.
+    pub(super) fn index_on(&self, link: &Link, index: u16) -> u16 {
+        link.control()
+            .filter(|_| self.control == Some(index))
+            .unwrap_or(index)
+    }
+
+    /// Takes a ring over that the driver has set up anew.
+    pub(super) fn add(&mut self, ring: Ring) {
         self.remove(ring.queue.index);
         let at = self
             .rings
             .partition_point(|other| other.queue.index < ring.queue.index);
         self.rings.insert(at, ring);
-        self.vring(&self.rings[at], pairs, 0)
+    }
+
+    /// One ring as a back-end is told of it that shall begin it at the beginning.
+    pub(super) fn new_vring(&self, index: u16, pairs: u16, link: &Link) -> Option<Vring<'_>> {
+        let ring = self.rings.iter().find(|ring| ring.queue.index == index)?;
+        Some(self.vring(ring, pairs, 0, link))
     }
 
     /// Forgets a ring that the driver took back.
@@ -162,7 +179,10 @@ impl ActiveNic {
 
     /// Features of which the guest makes use and that only a back-end can provide.
     pub(super) fn needs(&self) -> u64 {
-        self.acked & features::BACKEND
+        match self.control {
+            Some(_) => self.acked & (features::BACKEND | features::CONTROL | features::CTRL_VQ),
+            None => self.acked & features::BACKEND,
+        }
     }
 }
 

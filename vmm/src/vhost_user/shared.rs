@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::config::{ANNOUNCE, LINK_UP, NetConfig};
+use super::config::{ANNOUNCE, LINK_UP, NetConfig, REST_LEN};
 use super::features;
 use super::link::Link;
 
@@ -16,6 +16,9 @@ pub(super) struct Offer {
     pub(super) pairs: u16,
     pub(super) mac: Option<[u8; 6]>,
     pub(super) mtu: Option<u16>,
+    /// It serves the control queue itself.
+    pub(super) control: bool,
+    rest: [u8; REST_LEN],
 }
 
 impl Offer {
@@ -25,6 +28,8 @@ impl Offer {
             pairs: link.pairs(),
             mac: link.mac(),
             mtu: link.mtu(),
+            control: link.control().is_some(),
+            rest: link.rest(),
         }
     }
 }
@@ -49,6 +54,8 @@ pub(super) struct State {
     /// What the guest reads.
     pub(super) config: NetConfig,
     pub(super) offered: u64,
+    /// The offer includes a control queue that the back-end serves.
+    pub(super) forwards: bool,
     /// What the back-end seen last had to offer.
     pub(super) seen: Option<Offer>,
     pub(super) status: NicStatus,
@@ -67,7 +74,7 @@ pub(super) struct Shared {
     changed: Condvar,
     /// Wakes the supervisor.
     pub(super) wake: EventFd,
-    mac: Option<[u8; 6]>,
+    pub(super) mac: Option<[u8; 6]>,
     pub(super) max_pairs: u16,
 }
 
@@ -76,6 +83,7 @@ impl Shared {
         let mut state = State {
             config: NetConfig::default(),
             offered: 0,
+            forwards: false,
             seen: None,
             status: NicStatus {
                 queue_pairs: 1,
@@ -154,11 +162,19 @@ impl Shared {
 impl State {
     fn renew_offer(&mut self, mac: Option<[u8; 6]>, max_pairs: u16) {
         let (mut offered, pairs) = match &self.seen {
-            Some(seen) => (seen.features | features::FRONTEND, seen.pairs.min(max_pairs)),
+            Some(seen) => {
+                let own = if seen.control {
+                    features::FRONTEND & !features::CONTROL
+                } else {
+                    features::FRONTEND
+                };
+                (seen.features | own, seen.pairs.min(max_pairs))
+            }
             None => (features::WITHOUT_BACKEND, max_pairs),
         };
         let mac = mac.or(self.seen.and_then(|seen| seen.mac));
         let mtu = self.seen.and_then(|seen| seen.mtu);
+        self.forwards = self.seen.is_some_and(|seen| seen.control);
         if mac.is_some() {
             offered |= features::MAC;
         }
@@ -171,7 +187,19 @@ impl State {
             status: self.config.status & LINK_UP,
             pairs,
             mtu: mtu.unwrap_or_default(),
+            rest: self.seen.map(|seen| seen.rest).unwrap_or_default(),
         };
+    }
+
+    /// Sets whether the guest is asked to announce itself; true if that is news.
+    pub(super) fn set_announce(&mut self, announce: bool) -> bool {
+        let before = self.config.status;
+        if announce {
+            self.config.status |= ANNOUNCE;
+        } else {
+            self.config.status &= !ANNOUNCE;
+        }
+        self.config.status != before
     }
 
     /// Sets what the guest reads as its link state; true if that is news.

@@ -223,8 +223,8 @@ impl Supervisor {
 
     fn reset_ring(&mut self, index: u16) {
         if self.shared.lock().rings_running
-            && let Some(link) = &mut self.link
-            && let Err(e) = link.stop_ring(&self.watchdog, index)
+            && let (Some(link), Some(nic)) = (&mut self.link, &self.nic)
+            && let Err(e) = link.stop_ring(&self.watchdog, nic.index_on(link, index))
         {
             self.lose_link(&e);
         }
@@ -235,9 +235,11 @@ impl Supervisor {
 
     fn start_ring(&mut self, ring: Ring) {
         let Some(nic) = &mut self.nic else { return };
-        let vring = nic.add(ring, self.enabled);
+        let index = ring.queue.index;
+        nic.add(ring);
         if self.shared.lock().rings_running
             && let Some(link) = &mut self.link
+            && let Some(vring) = nic.new_vring(index, self.enabled, link)
             && let Err(e) = link.start_ring(&self.watchdog, &vring)
         {
             self.lose_link(&e);
@@ -246,6 +248,7 @@ impl Supervisor {
 
     fn renew_call(&mut self, index: u16) {
         let Some(nic) = &mut self.nic else { return };
+        let control = nic.control;
         let call = match nic.renew_call(index) {
             Ok(Some(call)) => call,
             Ok(None) => return,
@@ -258,6 +261,7 @@ impl Supervisor {
             return;
         }
         let Some(link) = &mut self.link else { return };
+        let index = link.control().filter(|_| control == Some(index)).unwrap_or(index);
         match link.set_call(&self.watchdog, index, call) {
             // What was signalled to the old vector meanwhile is signalled to the new one.
             Ok(()) => drop(call.write(1)),
@@ -336,21 +340,24 @@ impl Supervisor {
             state.rings_running = true;
             state.pairs
         };
+        if let (Some(_), Some(mac)) = (nic.control, self.shared.mac)
+            && let Err(e) = link.set_mac(&self.watchdog, mac)
+        {
+            self.lose_link(&e);
+            return;
+        }
         let again = nic.handed_over();
         let returned = again && !self.shared.lock().status.link_up;
-        if let Err(e) = link.start(
-            &self.watchdog,
-            nic.acked,
-            &self.regions,
-            &nic.vrings(pairs, again),
-        ) {
+        let vrings = nic.vrings(pairs, again, link);
+        if let Err(e) = link.start(&self.watchdog, nic.acked, &self.regions, &vrings) {
             self.lose_link(&e);
             return;
         }
         let carrier = link.carrier();
         nic.signal_all();
         self.enabled = pairs;
-        if returned && carrier && nic.acked & features::GUEST_ANNOUNCE != 0 {
+        let ours = nic.control.is_none();
+        if ours && returned && carrier && nic.acked & features::GUEST_ANNOUNCE != 0 {
             let now = Instant::now();
             self.announcements = ANNOUNCE_AFTER.iter().map(|after| now + *after).collect();
         }
@@ -451,6 +458,11 @@ impl Supervisor {
                 return;
             }
             let carrier = link.carrier();
+            if let Some(nic) = self.nic.as_ref().filter(|nic| nic.control.is_some())
+                && self.shared.lock().set_announce(link.announces())
+            {
+                nic.config_irq.notify();
+            }
             if self.nic.is_none() || self.shared.lock().rings_running {
                 self.set_link(carrier);
             }
@@ -537,7 +549,8 @@ impl Supervisor {
 
 /// Whether a back-end can go on where another left off.
 fn fits(link: &Link, nic: &ActiveNic, offered_pairs: u16) -> Result<(), LinkError> {
-    let missing = nic.needs() & !link.features();
+    let control = link.control().map_or(0, |_| features::CTRL_VQ);
+    let missing = nic.needs() & !(link.features() | control);
     if missing != 0 {
         return Err(LinkError::MissingFeatures(FeatureNames(missing)));
     }

@@ -1,6 +1,7 @@
 //! The NIC between a hand-made guest driver and back-ends that behave, misbehave and die.
 
 mod control;
+mod forwarding;
 mod lifecycle;
 mod peers;
 mod reconnect;

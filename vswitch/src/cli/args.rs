@@ -168,8 +168,7 @@ pub(super) enum PortCommand {
         /// The MTU offered to the guest and enforced, 68 to 9216
         #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(68..=9216))]
         mtu: Option<u16>,
-        /// Serve the guest's control queue: receive filters, receive-side scaling, hashes. Only for front-ends that forward
-        /// it, as `vmm` does; guests of others would be offered what nobody does
+        /// Serve the guest's control queue, for a front-end that forwards it
         #[arg(long, conflicts_with = "tap")]
         control_queue: bool,
     },

@@ -52,6 +52,7 @@ fn the_guest_is_offered_what_both_sides_have() {
             queues: 2,
             config,
             link: None,
+            announce: None,
         },
     );
     // No packed ring, for we have none; no TSO or USO without the checksum that it stands on; no MQ on one pair.

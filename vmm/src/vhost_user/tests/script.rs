@@ -30,6 +30,7 @@ pub(super) const GET_QUEUE_NUM: u32 = 17;
 pub(super) const SET_VRING_ENABLE: u32 = 18;
 pub(super) const SET_BACKEND_REQ_FD: u32 = 21;
 pub(super) const GET_CONFIG: u32 = 24;
+pub(super) const SET_CONFIG: u32 = 25;
 pub(super) const GET_MAX_MEM_SLOTS: u32 = 36;
 pub(super) const ADD_MEM_REG: u32 = 37;
 pub(super) const REM_MEM_REG: u32 = 38;
@@ -76,6 +77,8 @@ pub(super) struct Offer {
     pub(super) config: [u8; 12],
     /// A link state that changes.
     pub(super) link: Option<Arc<AtomicBool>>,
+    /// Whether the guest is to announce itself.
+    pub(super) announce: Option<Arc<AtomicBool>>,
 }
 
 impl Default for Offer {
@@ -86,6 +89,7 @@ impl Default for Offer {
             queues: 4,
             config: [0; 12],
             link: None,
+            announce: None,
         }
     }
 }
@@ -95,6 +99,9 @@ impl Offer {
         let mut config = self.config;
         if let Some(link) = &self.link {
             config[6] = u8::from(link.load(Ordering::Acquire));
+        }
+        if let Some(announce) = &self.announce {
+            config[6] |= u8::from(announce.load(Ordering::Acquire)) << 1;
         }
         config
     }
