@@ -8,6 +8,7 @@ use crate::memory::MemoryMap;
 use crate::{packed, split};
 
 mod driver;
+pub(crate) mod in_order;
 
 pub use driver::DriverQueue;
 

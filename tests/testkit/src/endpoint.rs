@@ -451,8 +451,12 @@ impl Queue {
             next_avail: start,
             used_idx: start,
         };
+        let mut driver = DriverQueue::new(Arc::clone(map), &config, None, packed)?;
+        if options.features & features::IN_ORDER != 0 {
+            driver.set_in_order();
+        }
         Ok(Self {
-            driver: DriverQueue::new(Arc::clone(map), &config, None, packed)?,
+            driver,
             kick: EventFd::new(EFD_NONBLOCK)?,
             call: EventFd::new(EFD_NONBLOCK)?,
             config,

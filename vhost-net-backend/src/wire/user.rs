@@ -2,7 +2,8 @@
 //!
 //! Frames are copied between the VM's memory and memory of our own, the only memory that the back-end maps. A link
 //! thread keeps the connection; wires find its rings in their slot while there is one. What the VM sends with offloads
-//! that this back-end lacks is completed or segmented on the way.
+//! that this back-end lacks is completed or segmented on the way. Where it has fewer queue pairs than the VM, several of the VM's
+//! transmit on one of its; what it sends comes in on the first of them.
 
 mod fit;
 mod handshake;
@@ -11,6 +12,7 @@ mod queues;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio::features as f;
@@ -31,11 +33,17 @@ pub(crate) struct Slot {
     queues: Mutex<Option<Queues>>,
     /// Also what the back-end signals: one descriptor for the life of the process.
     event: Call,
+    /// The pair whose rings carry this one's frames: itself, unless the back-end has too few.
+    carrier: AtomicUsize,
+    /// Other pairs transmit on these rings, too.
+    shared: AtomicBool,
 }
 
 impl Slot {
-    fn new() -> io::Result<Self> {
+    fn new(pair: usize) -> io::Result<Self> {
         Ok(Self {
+            carrier: AtomicUsize::new(pair),
+            shared: AtomicBool::new(false),
             queues: Mutex::default(),
             event: Call::create()?,
         })
@@ -56,10 +64,26 @@ impl Slot {
 #[derive(Debug)]
 pub struct UserWire {
     slot: Arc<Slot>,
+    /// Those of all pairs.
+    slots: Arc<[Arc<Slot>]>,
     wanted: Arc<link::Wanted>,
     pair: u16,
     acked: u64,
     ready: bool,
+}
+
+impl UserWire {
+    /// The slot whose rings carry this pair's frames.
+    #[inline]
+    fn carrier(&self) -> &Slot {
+        self.slots
+            .get(self.slot.carrier.load(Ordering::Acquire))
+            .unwrap_or(&self.slot)
+    }
+
+    fn is_carried(&self) -> bool {
+        self.slot.carrier.load(Ordering::Acquire) != usize::from(self.pair)
+    }
 }
 
 impl Wire for UserWire {
@@ -69,6 +93,13 @@ impl Wire for UserWire {
 
     fn event(&mut self) {
         self.ready = true;
+        if self.slot.shared.load(Ordering::Acquire) {
+            let own = usize::from(self.pair);
+            let carried = |slot: &&Arc<Slot>| slot.carrier.load(Ordering::Acquire) == own;
+            for other in self.slots.iter().skip(own + 1).filter(carried) {
+                other.event.signal();
+            }
+        }
     }
 
     fn features_acked(&mut self, acked: u64) -> io::Result<()> {
@@ -88,14 +119,14 @@ impl Wire for UserWire {
     }
 
     fn send(&mut self, header: &NetHeader, chain: &[GuestSlice<'_>], off: usize) -> Sent {
-        match &mut *self.slot.lock() {
+        match &mut *self.carrier().lock() {
             Some(queues) => queues.send(header, chain, off),
             None => Sent::Refused,
         }
     }
 
     fn flush(&mut self) {
-        if let Some(queues) = &mut *self.slot.lock() {
+        if let Some(queues) = &mut *self.carrier().lock() {
             queues.flush();
             if queues.is_broken() {
                 self.wanted.wake();
@@ -104,6 +135,10 @@ impl Wire for UserWire {
     }
 
     fn receive(&mut self, receiver: &mut Receiver<'_>) {
+        if self.is_carried() {
+            self.ready = false;
+            return;
+        }
         let mut slot = self.slot.lock();
         let Some(queues) = &mut *slot else {
             self.ready = false;

@@ -9,6 +9,7 @@ use super::{EVENT_FLAGS_DESC, EVENT_FLAGS_DISABLE, EVENT_FLAGS_ENABLE};
 use crate::atomic::{Ordering, fence};
 use crate::desc::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_LEN};
 use crate::memory::MemoryMap;
+use crate::queue::in_order::InOrder;
 use crate::queue::{QueueConfig, QueueError, RingError};
 use crate::split::driver::{Buffer, IndirectTables, QueueFull};
 
@@ -36,6 +37,7 @@ pub struct DriverQueue {
     /// Descriptors made available since the last publication.
     moved: u16,
     want_interrupts: bool,
+    in_order: Option<InOrder>,
     mem: Arc<MemoryMap>,
 }
 
@@ -84,10 +86,16 @@ impl DriverQueue {
             first: None,
             moved: 0,
             want_interrupts: true,
+            in_order: None,
             mem,
         };
         queue.enable_interrupts();
         Ok(queue)
+    }
+
+    /// The device uses chains in the order in which they are made available. Before the first chain.
+    pub fn set_in_order(&mut self) {
+        self.in_order = Some(InOrder::new(self.ring.size()));
     }
 
     /// The map that the queue is in.
@@ -147,6 +155,9 @@ impl DriverQueue {
                     },
                 );
             }
+        }
+        if let Some(order) = &mut self.in_order {
+            order.push(id);
         }
         let writable_len = writable.iter().fold(0_u32, |sum, b| sum.saturating_add(b.len));
         self.outstanding[usize::from(id)] = Some(Outstanding {
@@ -218,11 +229,27 @@ impl DriverQueue {
         if self.free == self.ring.size() {
             return Ok(None);
         }
-        let tail = self.ring.tail(self.used);
-        if !tail.is_used(self.used) {
-            return Ok(None);
-        }
-        let id = tail.id;
+        let in_flight = self.in_flight();
+        let (id, len) = match &mut self.in_order {
+            Some(order) if order.has_more() => order.next().unwrap_or((u16::MAX, None)),
+            order => {
+                let tail = self.ring.tail(self.used);
+                if !tail.is_used(self.used) {
+                    return Ok(None);
+                }
+                match order {
+                    None => (tail.id, Some(tail.len)),
+                    Some(order) => {
+                        let id = u32::from(tail.id);
+                        if !order.begin(id, tail.len, in_flight) {
+                            return Err(RingError::UsedId { id });
+                        }
+                        // There is one: a batch has just begun.
+                        order.next().unwrap_or((u16::MAX, None))
+                    }
+                }
+            }
+        };
         let chain = self
             .outstanding
             .get_mut(usize::from(id))
@@ -234,7 +261,8 @@ impl DriverQueue {
         if self.event_idx && self.want_interrupts {
             self.ring.set_driver_event(self.used, EVENT_FLAGS_DESC);
         }
-        Ok(Some((chain.token, tail.len.min(chain.writable_len))))
+        let len = len.unwrap_or(u32::MAX).min(chain.writable_len);
+        Ok(Some((chain.token, len)))
     }
 
     /// Asks the device not to interrupt: the driver end polls.
@@ -256,7 +284,8 @@ impl DriverQueue {
         self.ring.set_driver_event(self.used, flags);
         // The wish must be visible before the flags are read again, or both ends could miss each other.
         fence(Ordering::SeqCst);
-        self.free < self.ring.size() && self.ring.tail(self.used).is_used(self.used)
+        let more = self.in_order.as_ref().is_some_and(InOrder::has_more);
+        more || self.free < self.ring.size() && self.ring.tail(self.used).is_used(self.used)
     }
 }
 

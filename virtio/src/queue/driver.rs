@@ -42,6 +42,12 @@ impl DriverQueue {
         }
     }
 
+    /// The device uses chains in the order in which they are made available (`VIRTIO_F_IN_ORDER` was negotiated). Before the
+    /// first chain.
+    pub fn set_in_order(&mut self) {
+        either!(self, q => q.set_in_order());
+    }
+
     /// Descriptors that hold nothing.
     #[inline]
     pub fn free_descriptors(&self) -> u16 {

@@ -11,6 +11,7 @@ use crate::desc::{
     AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_LEN, Descriptor, USED_F_NO_NOTIFY,
 };
 use crate::memory::MemoryMap;
+use crate::queue::in_order::InOrder;
 use crate::queue::passes_event;
 
 /// A buffer in the memory shared with the device.
@@ -64,6 +65,7 @@ pub struct DriverQueue {
     /// The used index as last read.
     used_seen: u16,
     want_interrupts: bool,
+    in_order: Option<InOrder>,
     mem: Arc<MemoryMap>,
 }
 
@@ -105,10 +107,16 @@ impl DriverQueue {
             next_used: config.used_idx,
             used_seen: config.used_idx,
             want_interrupts: true,
+            in_order: None,
             mem,
         };
         queue.enable_interrupts();
         Ok(queue)
+    }
+
+    /// The device uses chains in the order in which they are made available. Before the first chain.
+    pub fn set_in_order(&mut self) {
+        self.in_order = Some(InOrder::new(self.ring.size()));
     }
 
     /// The map that the queue is in.
@@ -166,6 +174,9 @@ impl DriverQueue {
             descriptors,
             last,
         });
+        if let Some(order) = &mut self.in_order {
+            order.push(head);
+        }
         self.ring.set_avail_entry(self.avail_idx, head);
         self.avail_idx = self.avail_idx.wrapping_add(1);
         Ok(())
@@ -262,7 +273,24 @@ impl DriverQueue {
                 return Ok(None);
             }
         }
-        let (id, len) = self.ring.used_elem(self.next_used);
+        let (id, len) = match &mut self.in_order {
+            None => {
+                let (id, len) = self.ring.used_elem(self.next_used);
+                (id, Some(len))
+            }
+            Some(order) => {
+                if !order.has_more() {
+                    let (id, len) = self.ring.used_elem(self.next_used);
+                    let there = usize::from(self.used_seen.wrapping_sub(self.next_used));
+                    if !order.begin(id, len, there) {
+                        return Err(RingError::UsedId { id });
+                    }
+                }
+                // There is one: a batch has just begun, or has more.
+                let (head, len) = order.next().unwrap_or((u16::MAX, None));
+                (u32::from(head), len)
+            }
+        };
         let head = usize::try_from(id).unwrap_or(usize::MAX);
         let chain = self
             .outstanding
@@ -278,7 +306,8 @@ impl DriverQueue {
         if self.event_idx && self.want_interrupts {
             self.ring.set_used_event(self.next_used);
         }
-        Ok(Some((chain.token, len.min(chain.writable_len))))
+        let len = len.unwrap_or(u32::MAX).min(chain.writable_len);
+        Ok(Some((chain.token, len)))
     }
 
     /// Asks the device not to interrupt: the driver end polls.

@@ -3,6 +3,7 @@
 mod either;
 mod ends;
 mod hostile;
+mod in_order;
 mod malformed;
 mod model;
 mod notify;

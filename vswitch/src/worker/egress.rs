@@ -110,11 +110,12 @@ impl Forwarder {
         let counters = queue.counters();
         let mut left = egress.frames;
         let wishes = port.wishes();
+        let mut steering = None;
         if wishes.any() {
             left = self.wanted(port, left, counters);
             expected = left.count_ones();
+            steering = wishes.hashes().then(|| wishes.steering());
         }
-        let steering = wishes.hashes().then(|| wishes.steering());
         let mut receiver = Receiver::new(
             ring,
             &mut self.received,

@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// What this end has to have: modern rings.
 const NEEDED: u64 = f::VERSION_1 | f::VHOST_USER_F_PROTOCOL_FEATURES;
 /// What this end uses where it can.
-const USED: u64 = f::RING_F_EVENT_IDX | f::NET_F_MRG_RXBUF | f::NET_F_MQ | f::NET_F_CTRL_VQ;
+const USED: u64 = f::RING_F_EVENT_IDX | f::IN_ORDER | f::NET_F_MRG_RXBUF | f::NET_F_MQ | f::NET_F_CTRL_VQ;
 /// Frames longer than a buffer of ours: to be received only where they may be spread over several.
 const LONG: u64 = f::NET_F_GUEST_TSO4 | f::NET_F_GUEST_TSO6 | f::NET_F_GUEST_ECN;
 
@@ -37,14 +37,9 @@ pub enum HandshakeError {
     /// Something that cannot be done without.
     #[error("the back-end lacks feature bits {0:#x}; start one that has them")]
     Features(u64),
-    /// Fewer pairs than the VM was offered.
-    #[error("the back-end has {has} queue pairs and the VM was offered {offered}; give it more")]
-    Pairs {
-        /// The back-end's.
-        has: u64,
-        /// The VM's.
-        offered: u16,
-    },
+    /// Nothing to carry frames.
+    #[error("the back-end has no queue pair; give it one")]
+    NoPairs,
     /// No memory to share.
     #[error(transparent)]
     Memory(#[from] MemoryError),

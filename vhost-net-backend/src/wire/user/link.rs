@@ -109,17 +109,18 @@ impl Link {
             wake: rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             stopping: AtomicBool::new(false),
         });
-        let slots = (0..pairs)
-            .map(|_| Slot::new().map(Arc::new))
-            .collect::<io::Result<Vec<_>>>()?;
+        let slots: Arc<[Arc<Slot>]> = (0..usize::from(pairs))
+            .map(|pair| Slot::new(pair).map(Arc::new))
+            .collect::<io::Result<_>>()?;
         let wires = slots.iter().zip(0..).map(|(slot, pair)| UserWire {
             slot: Arc::clone(slot),
+            slots: Arc::clone(&slots),
             wanted: Arc::clone(&wanted),
             pair,
             acked: 0,
             ready: false,
         });
-        let wires = wires.collect();
+        let wires = wires.collect::<Vec<_>>();
         let up = Arc::new(AtomicBool::new(false));
         let keeper = Keeper {
             path,
@@ -159,7 +160,7 @@ impl Drop for Link {
 
 struct Keeper<F> {
     path: PathBuf,
-    slots: Vec<Arc<Slot>>,
+    slots: Arc<[Arc<Slot>]>,
     wanted: Arc<Wanted>,
     up: Arc<AtomicBool>,
     changed: F,
@@ -170,6 +171,8 @@ struct Running {
     frontend: Frontend,
     stream: UnixStream,
     wishes: Wishes,
+    /// Queue pairs of the back-end in use.
+    pairs: usize,
 }
 
 impl<F: Fn(bool)> Keeper<F> {
@@ -220,19 +223,23 @@ impl<F: Fn(bool)> Keeper<F> {
     fn start(&self, stream: UnixStream, wishes: Wishes) -> Result<Running, HandshakeError> {
         let watch = stream.try_clone()?;
         let handshake::Greeted { mut frontend, offer } = handshake::greet(stream)?;
-        let offered = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
-        if offer.pairs < u64::from(offered) {
-            return Err(HandshakeError::Pairs {
-                has: offer.pairs,
-                offered,
-            });
+        let pairs = usize::try_from(offer.pairs)
+            .unwrap_or(usize::MAX)
+            .min(self.slots.len());
+        if pairs == 0 {
+            return Err(HandshakeError::NoPairs);
         }
         let features = handshake::features(&offer, wishes.features);
         frontend.set_features(features)?;
-        let memory = SharedMemory::new("virtio-user", BASE, u64::from(offered) * PAIR)?;
+        let memory = SharedMemory::new("virtio-user", BASE, pairs as u64 * PAIR)?;
         handshake::share(&frontend, &memory)?;
         let map = Arc::new(MemoryMap::new(vec![Arc::clone(memory.region())])?);
-        for (slot, pair) in self.slots.iter().zip(0u16..) {
+        for (at, slot) in self.slots.iter().enumerate() {
+            slot.carrier.store(at % pairs, Ordering::Release);
+            slot.shared
+                .store(at + pairs < self.slots.len(), Ordering::Release);
+        }
+        for (slot, pair) in self.slots.iter().take(pairs).zip(0u16..) {
             let base = BASE + u64::from(pair) * PAIR;
             // The rings are built before the back-end sees them.
             let kicks = [Call::create()?, Call::create()?];
@@ -263,10 +270,13 @@ impl<F: Fn(bool)> Keeper<F> {
             }
             slot.set(Some(queues));
         }
+        // Their frames find rings now.
+        self.slots.iter().skip(pairs).for_each(|slot| slot.event.signal());
         Ok(Running {
             frontend,
             stream: watch,
             wishes,
+            pairs,
         })
     }
 
@@ -289,7 +299,7 @@ impl<F: Fn(bool)> Keeper<F> {
                 let changed = wishes.enabled ^ running.wishes.enabled;
                 let frontend = &mut running.frontend;
                 let told = handshake::bounded(watch, || {
-                    (0..self.slots.len() * 2)
+                    (0..running.pairs * 2)
                         .filter(|index| changed & (1 << (index / 2)) != 0)
                         .try_for_each(|index| {
                             frontend.set_vring_enable(index, wishes.enabled & (1 << (index / 2)) != 0)

@@ -124,6 +124,10 @@ impl Queues {
             idle: buffers(0).collect(),
             broken: false,
         };
+        if features & f::IN_ORDER != 0 {
+            queues.rx.set_in_order();
+            queues.tx.set_in_order();
+        }
         queues.tx.disable_interrupts();
         queues.repost();
         Ok(queues)
