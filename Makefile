@@ -14,6 +14,7 @@ help:
 	@echo "make test     install what the tests need, then run all of them"
 	@echo "make unit     the fast tests alone            make e2e   the end-to-end tests alone"
 	@echo "make lint     rustfmt, clippy, typos, cargo-machete, cargo-deny"
+	@echo "make fuzz     every fuzz target under libFuzzer for FUZZ_SECONDS (60) each"
 	@echo "make bench    measure, side by side with the peers in docs/src/performance.md"
 	@echo "make docs     the book in docs/book           make install PREFIX=$(PREFIX)"
 
@@ -24,7 +25,7 @@ demo: $(PROFILE)
 build:
 	@scripts/deps.sh build
 	$(AGENT)
-	$(CARGO) build --workspace --bins --exclude netyard-agent
+	$(CARGO) build --workspace --bins --exclude netyard-agent --exclude netyard-fuzz
 
 debug: build
 
@@ -38,21 +39,29 @@ test: unit e2e
 unit: build
 	@scripts/deps.sh test
 	@scripts/tools.sh test
-	$(CARGO) nextest run --workspace
+	$(CARGO) nextest run --workspace --exclude netyard-fuzz
 
 e2e: build
 	@scripts/deps.sh test
 	@scripts/tools.sh test
-	$(CARGO) nextest run --workspace --profile e2e
+	$(CARGO) nextest run --workspace --exclude netyard-fuzz --profile e2e
 
 lint:
 	@scripts/deps.sh test
 	@scripts/tools.sh lint
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --exclude netyard-fuzz --all-targets -- -D warnings
 	target/tools/bin/typos
 	$(CARGO) machete
 	$(CARGO) deny --log-level error check bans licenses sources
+
+# A stable compiler has the coverage that libFuzzer is guided by; only the sanitizers need another one.
+FUZZ_SECONDS ?= 60
+fuzz:
+	@scripts/deps.sh fuzz
+	@scripts/tools.sh fuzz
+	@cd tests && for target in $$($(CARGO) fuzz list); do \
+		$(CARGO) fuzz run --dev --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) -timeout=10 || exit 1; done
 
 bench: release
 	@scripts/deps.sh bench

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the Debian packages that a Make target needs, and only those that are missing.
-#   scripts/deps.sh build|run|test|bench [--print]
+#   scripts/deps.sh build|run|test|bench|fuzz [--print]
 # Needs root or sudo when something is missing; without either it lists the packages and stops with exit code 3.
 set -eu
 
@@ -8,14 +8,17 @@ build="gcc libc6-dev make"
 run="qemu-system-x86 busybox-static cpio iproute2 kmod dpkg-dev"
 test="$run dpdk dpdk-dev iperf3 ethtool tcpdump openvswitch-switch-dpdk python3-venv"
 bench="$test vde2"
+# libFuzzer is C++.
+fuzz="g++"
 
 case "${1:-}" in
 build) want=$build ;;
 run) want="$build $run" ;;
 test) want="$build $test" ;;
 bench) want="$build $bench" ;;
+fuzz) want="$build $fuzz" ;;
 *)
-    echo "deps.sh: give one of build, run, test, bench" >&2
+    echo "deps.sh: give one of build, run, test, bench, fuzz" >&2
     exit 2
     ;;
 esac

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Puts the developer tools that `make lint` and `make test` use in place where they are missing: cargo-nextest,
-# cargo-deny, cargo-machete from the crate registry, typos from the Python registry (into target/tools).
-#   scripts/tools.sh lint|test|docs
+# Puts the developer tools that Make targets use in place where they are missing: cargo-nextest, cargo-deny,
+# cargo-machete, cargo-fuzz, mdbook from the crate registry, typos from the Python registry (into target/tools).
+#   scripts/tools.sh lint|test|docs|fuzz
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -12,6 +12,7 @@ cargo_tool() {
 case "${1:-}" in
 test) cargo_tool cargo-nextest cargo-nextest 0.9.143 ;;
 docs) cargo_tool mdbook mdbook 0.5.4 ;;
+fuzz) cargo_tool cargo-fuzz cargo-fuzz 0.13.2 ;;
 lint)
     cargo_tool cargo-machete cargo-machete 0.9.2
     cargo_tool cargo-deny cargo-deny 0.20.2
@@ -22,7 +23,7 @@ lint)
     fi
     ;;
 *)
-    echo "tools.sh: give one of lint, test, docs" >&2
+    echo "tools.sh: give one of lint, test, docs, fuzz" >&2
     exit 2
     ;;
 esac

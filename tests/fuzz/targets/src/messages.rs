@@ -85,10 +85,26 @@ impl DevicePlane for Plane {
     }
 }
 
+/// Writes bytes with descriptors at their beginning; false when there is no room.
+fn send(socket: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> bool {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(fds));
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags).is_ok()
+}
+
 /// An input is a list of pieces: a byte of what descriptors come along, the length, and that many bytes.
+///
+/// Pieces without descriptors are written together with what is before them, which is all the same to a stream.
 pub(crate) fn messages(data: &[u8]) {
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let mut rest = data;
+    let mut waiting: Vec<u8> = Vec::new();
+    let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
+    let mut sent = true;
     for _ in 0..MESSAGES {
         let Some((&[kinds, len], more)) = rest.split_first_chunk::<2>() else {
             break;
@@ -99,18 +115,19 @@ pub(crate) fn messages(data: &[u8]) {
             continue;
         }
         let count = usize::from(kinds & 0xf);
-        let fds: Vec<BorrowedFd<'_>> = (0..count)
-            .map(|at| DESCRIPTORS[usize::from(kinds >> 4 >> (at % 4) & 1)].as_fd())
-            .collect();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if !fds.is_empty() {
-            control.push(SendAncillaryMessage::ScmRights(&fds));
+        if count > 0 && !waiting.is_empty() {
+            sent = send(&ours, &waiting, &fds);
+            waiting.clear();
+            fds.clear();
         }
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        if rustix::net::sendmsg(&ours, &[IoSlice::new(bytes)], &mut control, flags).is_err() {
+        if !sent {
             break;
         }
+        waiting.extend(bytes);
+        fds.extend((0..count).map(|at| DESCRIPTORS[usize::from(kinds >> 4 >> (at % 4) & 1)].as_fd()));
+    }
+    if sent && !waiting.is_empty() {
+        send(&ours, &waiting, &fds);
     }
     ours.shutdown(Shutdown::Write).expect("an open socket");
     let port = PortConfig {

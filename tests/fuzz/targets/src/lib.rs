@@ -2,7 +2,8 @@
 //!
 //! A target is a function of bytes that panics when something is wrong. Nothing in it starts a thread, and what is expensive to make
 //! (mappings above all) is made once, so that a target runs some ten thousand times a second and more. `tests/bounded.rs` runs each a
-//! fixed number of times over its corpus and mutations of it.
+//! fixed number of times over its corpus and mutations of it; `cargo fuzz`, in the folder above, runs the same functions on the same
+//! corpora for as long as one likes, guided by what they reach.
 #![forbid(unsafe_code)]
 
 mod config;
@@ -29,3 +30,15 @@ pub const TARGETS: [(&str, Target); 12] = [
     ("sriov-file", config::sriov),
     ("vmm-options", config::vmm),
 ];
+
+/// Runs the target with this name.
+///
+/// # Panics
+/// When there is no such target, and when the target finds something wrong.
+pub fn run(name: &str, data: &[u8]) {
+    let (_, target) = TARGETS
+        .into_iter()
+        .find(|(other, _)| *other == name)
+        .expect("a target's name");
+    target(data);
+}

@@ -4,10 +4,10 @@
 #![forbid(unsafe_code)]
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::Duration;
 
-use netyard_fuzz::TARGETS;
-use netyard_fuzz::mutate::Mutator;
+use netyard_fuzz_targets::TARGETS;
+use netyard_fuzz_targets::mutate::Mutator;
 
 /// Mutations of each target unless told otherwise: a second or so of the slowest.
 const EXECUTIONS: u64 = 20_000;
@@ -18,8 +18,28 @@ fn number(variable: &str, default: u64) -> u64 {
         .map_or(default, |text| text.parse().expect("a number"))
 }
 
+/// Targets and corpora are what `cargo fuzz` sees.
+#[test]
+fn cargo_fuzz_has_every_target() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let manifest = std::fs::read_to_string(folder.join("Cargo.toml")).expect("a manifest");
+    let names = manifest
+        .lines()
+        .filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'))
+        .skip(1);
+    assert_eq!(names.collect::<Vec<_>>(), TARGETS.map(|(name, _)| name));
+    for (name, _) in TARGETS {
+        let file = folder
+            .join("fuzz_targets")
+            .join(format!("{}.rs", name.replace('-', "_")));
+        let text =
+            std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        assert!(text.contains(&format!("run(\"{name}\", data)")), "{name}");
+    }
+}
+
 fn corpus(name: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus").join(name);
     let files = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let mut paths: Vec<_> = files.map(|file| file.expect("a file").path()).collect();
     paths.sort();
@@ -27,6 +47,13 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
         .iter()
         .map(|path| std::fs::read(path).expect("a readable file"))
         .collect()
+}
+
+/// How long this thread has run, whatever else ran on its processor.
+fn worked() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanoseconds = text.split_whitespace().next().and_then(|word| word.parse().ok());
+    Duration::from_nanos(nanoseconds.unwrap_or(0))
 }
 
 /// Says, when a target panics, what it was run with.
@@ -41,10 +68,7 @@ impl Drop for Running<'_> {
 }
 
 fn run(name: &str) {
-    let (_, target) = TARGETS
-        .into_iter()
-        .find(|(other, _)| *other == name)
-        .expect("a target");
+    let target = |input: &[u8]| netyard_fuzz_targets::run(name, input);
     let corpus = corpus(name);
     assert!(!corpus.is_empty(), "{name} has no corpus");
     for input in &corpus {
@@ -53,14 +77,14 @@ fn run(name: &str) {
     }
     let mut mutator = Mutator::new(number("NETYARD_FUZZ_SEED", 1));
     let executions = number("NETYARD_FUZZ_EXECUTIONS", EXECUTIONS);
-    let begin = Instant::now();
+    let begin = worked();
     for _ in 0..executions {
         let input = mutator.next(&corpus);
         let _running = Running(name, &input);
         target(&input);
     }
-    let rate = u128::from(executions) * 1_000_000 / begin.elapsed().as_micros().max(1);
-    println!("{name}: {executions} executions, {rate} a second");
+    let rate = u128::from(executions) * 1_000_000 / (worked() - begin).as_micros().max(1);
+    println!("{name}: {executions} executions, {rate} in a second of processor time");
 }
 
 macro_rules! bounded {
