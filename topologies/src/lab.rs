@@ -111,6 +111,13 @@ pub struct SwitchNic {
     /// Whether a process of its own stands between the machine and the switch, which then never maps the machine's
     /// memory.
     pub isolate: bool,
+    /// Whether the machine may send from other addresses than the NIC's.
+    #[serde(default = "may_spoof")]
+    pub spoof: bool,
+}
+
+fn may_spoof() -> bool {
+    true
 }
 
 /// A NIC that is a virtual function.

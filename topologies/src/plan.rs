@@ -54,6 +54,8 @@ pub struct PortPlan {
     pub mac: MacAddr,
     /// Largest IP packet.
     pub mtu: u16,
+    /// Whether frames may come from other addresses.
+    pub spoof: bool,
 }
 
 /// One machine.
@@ -140,8 +142,9 @@ impl Plan {
         for switch in &self.switches {
             all.push(command_line(Path::new("vswitch"), &switch.arguments));
             for port in &switch.ports {
+                let held = if port.spoof { "" } else { " --anti-spoof" };
                 all.push(format!(
-                    "vswitch port add {} {} --queues {} --mac {} --mtu {}",
+                    "vswitch port add {} {} --queues {} --mac {} --mtu {}{held}",
                     switch.bridge, port.name, port.queues, port.mac, port.mtu
                 ));
             }
@@ -192,6 +195,7 @@ impl SwitchPlan {
                     queues: on.queues,
                     mac: nic.mac?,
                     mtu: nic.mtu,
+                    spoof: on.spoof,
                 })
             })
             .collect();
@@ -211,6 +215,7 @@ impl PortPlan {
         port.queues = self.queues;
         port.mac = Some(self.mac);
         port.mtu = Some(self.mtu);
+        port.anti_spoof = !self.spoof;
         port
     }
 }

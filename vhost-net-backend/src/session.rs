@@ -15,12 +15,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll};
+use virtio::memory::guard::fault_event;
 
 use crate::config::{PortConfig, PortError};
 use crate::plane::DevicePlane;
@@ -34,6 +35,9 @@ pub(crate) use socket::connect;
 
 /// After a connection that ended in an error: how long until the next one is served.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long the thread of a session that was told to end may take. It takes longer only in the kernel: the peer may have
+/// sent a descriptor whose file system is a process of its own, which has to be asked even when the descriptor is closed.
+const END: Duration = Duration::from_secs(2);
 /// The longest pause between two attempts to connect.
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
@@ -132,18 +136,24 @@ pub(crate) struct Shared {
     link_up: AtomicBool,
     /// Counts changes of the link state that the session's thread has not looked at.
     link_changed: OwnedFd,
+    /// An epoll instance with an event for each page of shared memory that vanished in this process.
+    faults: OwnedFd,
     status: Mutex<SessionStatus>,
 }
 
 impl Shared {
     fn new(link_up: bool) -> io::Result<Self> {
         let event = || rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let faults = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let once = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&faults, fault_event()?, epoll::EventData::new_u64(0), once)?;
         Ok(Self {
             stop: event()?,
             stopping: AtomicBool::new(false),
             handing_over: AtomicBool::new(false),
             link_up: AtomicBool::new(link_up),
             link_changed: event()?,
+            faults,
             status: Mutex::default(),
         })
     }
@@ -300,12 +310,23 @@ pub struct SessionHandle {
 
 impl SessionHandle {
     /// End the session: the front-end is disconnected, the socket removed, and the plane no longer called.
-    pub fn stop(&self) {
+    ///
+    /// False when its thread does not come back from the kernel in time, to which a front-end can bring it. The plane is
+    /// then called once more, when it does: [`DevicePlane::disconnected`], which whoever ends the session calls meanwhile.
+    pub fn stop(&self) -> bool {
         self.tell_to_stop();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if thread.is_some_and(|thread| thread.join().is_err()) {
+        let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            return true;
+        };
+        let left = self.handover.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(RecvTimeoutError::Timeout) = left.recv_timeout(END) {
+            tracing::error!("a session does not end: its front-end holds it up in the kernel");
+            return false;
+        }
+        if thread.join().is_err() {
             tracing::error!("a session ended by a panic");
         }
+        true
     }
 
     /// Begin what [`SessionHandle::hand_over`] ends: with many sessions, each has this done first.
@@ -321,7 +342,7 @@ impl SessionHandle {
         let given = self.handover.lock().unwrap_or_else(PoisonError::into_inner);
         // The thread's own end takes the kernel some milliseconds, for which nobody need wait.
         drop(self.thread.lock().unwrap_or_else(PoisonError::into_inner).take());
-        given.recv().ok().flatten()
+        given.recv_timeout(END).ok().flatten()
     }
 
     fn tell_to_stop(&self) {

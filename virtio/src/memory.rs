@@ -32,12 +32,9 @@ pub enum MemoryError {
     Wraps,
     /// The file isn't plain memory.
     #[error(
-        "memory region refused: its file is on file system {kind:#x}, whose pages can block or vanish; use a memfd, tmpfs or hugetlbfs"
+        "memory region refused: its file is on a file system whose pages can block or vanish; use a memfd, tmpfs or hugetlbfs"
     )]
-    FileSystem {
-        /// `f_type` as `statfs` gives it.
-        kind: i64,
-    },
+    NotMemory,
     /// The file ends before the region does.
     #[error("memory region refused: it ends at {end} but its file has {size} bytes; size the file first")]
     FileTooShort {

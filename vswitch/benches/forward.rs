@@ -4,7 +4,8 @@
 //! the worker's CPU time per frame, for each frame size, with and without mergeable buffers. An argument limits
 //! it to the cases whose name contains it; `--seconds N` sets the time for each.
 
-#[path = "../tests/support/net.rs"]
+#[path = "../tests/it/support/net.rs"]
+#[expect(dead_code, reason = "the tests use the rest")]
 mod net;
 #[path = "support/worker_time.rs"]
 mod worker_time;

@@ -4,7 +4,8 @@
 //! never polls: frames are handed over a full queue at a time, and the next ones once all have arrived, so that neither
 //! waiting nor the generator counts. Memory regions are in `cargo bench -p virtio --bench ring`.
 
-#[path = "../tests/support/net.rs"]
+#[path = "../tests/it/support/net.rs"]
+#[expect(dead_code, reason = "the tests use the rest")]
 mod net;
 #[path = "support/worker_time.rs"]
 mod worker_time;

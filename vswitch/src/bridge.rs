@@ -2,13 +2,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::ArcSwap;
-
 use crate::clock::Clock;
 use crate::config::{BridgeSettings, PortSettings};
 use crate::fdb::{Fdb, FdbConfig};
 use crate::port::Port;
 use crate::port_id::PortId;
+use crate::published::Published;
 use crate::switch::SwitchError;
 
 /// The ports at one moment, each in the place of its number.
@@ -33,7 +32,7 @@ impl PortTable {
 pub struct Bridge {
     clock: Clock,
     fdb: Fdb,
-    ports: Arc<ArcSwap<PortTable>>,
+    ports: Arc<Published<PortTable>>,
     change: Mutex<()>,
 }
 
@@ -68,13 +67,13 @@ impl Bridge {
     }
 
     /// Where the ports are published, for workers that look often.
-    pub(crate) fn published(&self) -> &Arc<ArcSwap<PortTable>> {
+    pub(crate) fn published(&self) -> &Arc<Published<PortTable>> {
         &self.ports
     }
 
     /// The ports now.
     pub fn ports(&self) -> Arc<PortTable> {
-        self.ports.load_full()
+        self.ports.load()
     }
 
     /// The port with this number.
@@ -102,7 +101,7 @@ impl Bridge {
             table.push(None);
         }
         table[place] = Some(Arc::clone(&port));
-        self.ports.store(Arc::new(PortTable(table)));
+        self.ports.store(PortTable(table));
         Ok(port)
     }
 
@@ -113,7 +112,7 @@ impl Bridge {
         if let Some(place) = table.get_mut(port.id().index()) {
             *place = None;
         }
-        self.ports.store(Arc::new(PortTable(table)));
+        self.ports.store(PortTable(table));
         self.fdb.forget_port(port.id());
     }
 }

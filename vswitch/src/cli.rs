@@ -188,6 +188,8 @@ async fn port_command(command: PortCommand, format: Format) -> Result<(), CliErr
             mac,
             mtu,
             control_queue,
+            anti_spoof,
+            allow_macs,
         } => {
             let socket = link
                 .socket
@@ -203,6 +205,8 @@ async fn port_command(command: PortCommand, format: Format) -> Result<(), CliErr
                 mac,
                 mtu,
                 control_queue,
+                anti_spoof,
+                allow_macs,
             };
             let view = Client::new(&bridge)?.add_port(&port).await?;
             if format == Format::Json {

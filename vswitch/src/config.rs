@@ -12,6 +12,8 @@ use crate::run_dir::BridgeDir;
 
 /// The most queue pairs of one port.
 pub const MAX_QUEUE_PAIRS: u16 = 16;
+/// The most addresses that a port may be held to.
+pub const MAX_SOURCE_MACS: usize = 16;
 /// The smallest MTU a port may have.
 pub const MIN_MTU: u16 = 68;
 /// The largest MTU a port may have; longer frames pass as super-frames only.
@@ -132,6 +134,17 @@ pub struct PortSettings {
     /// The switch serves the guest's control queue, which the front-end has to forward.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub control_queue: bool,
+    /// The only addresses that frames from the port may come from; empty for any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub source_macs: Vec<MacAddr>,
+}
+
+impl PortSettings {
+    /// Whether frames from this address may come from the port.
+    #[inline]
+    pub fn may_send_from(&self, mac: MacAddr) -> bool {
+        self.source_macs.is_empty() || self.source_macs.contains(&mac)
+    }
 }
 
 /// A static entry of the forwarding database.
@@ -212,6 +225,7 @@ mod tests {
                     mtu: Some(9000),
                     link: LinkSetting::Down,
                     control_queue: true,
+                    source_macs: vec![MacAddr::new([2, 0, 0, 0, 0, 1])],
                 },
                 PortSettings {
                     name: "host".into(),
@@ -223,6 +237,7 @@ mod tests {
                     mtu: None,
                     link: LinkSetting::Up,
                     control_queue: false,
+                    source_macs: Vec::new(),
                 },
             ],
             fdb: vec![StaticEntry {

@@ -3,7 +3,10 @@
 //! Every counter has one writer at a time (the worker that owns the queue, or the one that holds the
 //! queue's lock), so that counting is a load and a store, and lies on cache lines of its own.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
 
 /// Why a frame was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +22,8 @@ pub enum DropReason {
     BadHeader,
     /// The source address was a group address or zero.
     BadSource,
+    /// The source address was none of those that the port may send from.
+    Spoofed,
     /// Sent to an address that bridges never forward.
     ReservedGroup,
     /// Sent on a queue pair that the guest had disabled.
@@ -51,6 +56,7 @@ impl DropReason {
         Self::BadDescriptor,
         Self::BadHeader,
         Self::BadSource,
+        Self::Spoofed,
         Self::ReservedGroup,
         Self::QueueDisabled,
         Self::Hairpin,
@@ -72,6 +78,7 @@ impl DropReason {
             Self::BadDescriptor => "bad-descriptor",
             Self::BadHeader => "bad-header",
             Self::BadSource => "bad-source",
+            Self::Spoofed => "spoofed",
             Self::ReservedGroup => "reserved-group",
             Self::QueueDisabled => "queue-disabled",
             Self::Hairpin => "hairpin",
@@ -104,6 +111,11 @@ impl Counter {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
+    /// Counts on from `n`. Only while nobody counts.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
     /// The number now.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
@@ -130,7 +142,24 @@ impl Drops {
     pub fn get(&self, reason: DropReason) -> u64 {
         self.0[reason as usize].get()
     }
+
+    /// Those that there were, by the names of their reasons.
+    pub fn counts(&self) -> DropCounts {
+        let all = DropReason::ALL.iter();
+        let counts = all.map(|&reason| (reason.name().to_owned(), self.get(reason)));
+        counts.filter(|&(_, count)| count > 0).collect()
+    }
+
+    /// Counts on from these; what is not known by name is left out. Only while nobody counts.
+    pub fn set(&self, counts: &DropCounts) {
+        for (reason, counter) in DropReason::ALL.iter().zip(&self.0) {
+            counter.set(counts.get(reason.name()).copied().unwrap_or(0));
+        }
+    }
 }
+
+/// Drops by the names of their reasons.
+pub type DropCounts = BTreeMap<String, u64>;
 
 /// Counters of one direction of one queue pair.
 #[derive(Debug, Default)]
@@ -146,6 +175,39 @@ pub struct QueueCounters {
     pub notifications: Counter,
     /// Frames dropped, by reason.
     pub drops: Drops,
+}
+
+/// What a queue's counters say, for whoever counts on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct QueueCounts {
+    frames: u64,
+    bytes: u64,
+    bursts: u64,
+    notifications: u64,
+    drops: DropCounts,
+}
+
+impl QueueCounters {
+    /// All of them.
+    pub fn counts(&self) -> QueueCounts {
+        QueueCounts {
+            frames: self.frames.get(),
+            bytes: self.bytes.get(),
+            bursts: self.bursts.get(),
+            notifications: self.notifications.get(),
+            drops: self.drops.counts(),
+        }
+    }
+
+    /// Counts on from these. Only while nobody counts.
+    pub fn set(&self, counts: &QueueCounts) {
+        self.frames.set(counts.frames);
+        self.bytes.set(counts.bytes);
+        self.bursts.set(counts.bursts);
+        self.notifications.set(counts.notifications);
+        self.drops.set(&counts.drops);
+    }
 }
 
 #[cfg(test)]

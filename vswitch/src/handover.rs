@@ -16,6 +16,7 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -25,6 +26,8 @@ use serde::{Deserialize, Serialize};
 use vhost_net_backend::session::SessionState;
 
 use crate::config::BridgeConfig;
+use crate::counters::{DropCounts, QueueCounts};
+use crate::fdb::FdbCounters;
 use crate::mac::MacAddr;
 
 /// The form of [`SwitchState`]; another one is not understood.
@@ -51,6 +54,57 @@ pub struct SwitchState {
     pub links: Vec<LinkState>,
     /// Learned addresses.
     pub fdb: Vec<LearnedState>,
+    /// What was counted, in the order of the configuration. Missing from daemons that did not hand it over.
+    #[serde(default)]
+    pub counts: Vec<PortCounts>,
+    /// What the forwarding database counted.
+    #[serde(default)]
+    pub fdb_counts: FdbCounts,
+}
+
+/// What a port counted.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PortCounts {
+    /// Frames that never reached a queue.
+    pub drops: DropCounts,
+    /// Each pair's queues: from the port, and to it.
+    pub pairs: Vec<[QueueCounts; 2]>,
+}
+
+/// What the forwarding database counted.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FdbCounts {
+    learned: u64,
+    moved: u64,
+    expired: u64,
+    evicted: u64,
+    refused: u64,
+}
+
+impl FdbCounts {
+    /// What these counters say.
+    pub fn of(counters: &FdbCounters) -> Self {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Self {
+            learned: get(&counters.learned),
+            moved: get(&counters.moved),
+            expired: get(&counters.expired),
+            evicted: get(&counters.evicted),
+            refused: get(&counters.refused),
+        }
+    }
+
+    /// Has these counters count on from here.
+    pub fn go_on(self, counters: &FdbCounters) {
+        let set = |counter: &AtomicU64, count| counter.store(count, Ordering::Relaxed);
+        set(&counters.learned, self.learned);
+        set(&counters.moved, self.moved);
+        set(&counters.expired, self.expired);
+        set(&counters.evicted, self.evicted);
+        set(&counters.refused, self.refused);
+    }
 }
 
 /// What a port was connected by.

@@ -25,6 +25,7 @@ pub mod metrics;
 pub mod model;
 pub mod port;
 pub mod port_id;
+pub mod published;
 pub mod run_dir;
 pub mod switch;
 mod sync;

@@ -98,6 +98,10 @@ pub struct PortView {
     /// Whether the switch serves the guest's control queue.
     #[serde(default)]
     pub control_queue: bool,
+    /// The only addresses that frames from it may come from; empty for any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub source_macs: Vec<MacAddr>,
     /// The largest payload of a frame.
     pub mtu: u16,
     /// The most queue pairs.
@@ -185,6 +189,13 @@ pub struct NewPort {
     /// Serve the guest's control queue, for a front-end that forwards it.
     #[serde(default)]
     pub control_queue: bool,
+    /// Drop frames from other addresses than `mac` and those in `allow_macs`.
+    #[serde(default)]
+    pub anti_spoof: bool,
+    /// More addresses that frames may come from, up to 15; for `anti_spoof` alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub allow_macs: Vec<MacAddr>,
 }
 
 fn one_queue_pair() -> u16 {
@@ -203,6 +214,8 @@ impl NewPort {
             mac: None,
             mtu: None,
             control_queue: false,
+            anti_spoof: false,
+            allow_macs: Vec::new(),
         }
     }
 }

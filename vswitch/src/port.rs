@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::config::{DEFAULT_MTU, LinkSetting, PortKind, PortSettings};
 use crate::counters::Drops;
 use crate::flow::FlowTable;
+use crate::handover::PortCounts;
 use crate::port_id::PortId;
 
 pub use home::Home;
@@ -159,6 +160,26 @@ impl Port {
     #[inline]
     pub fn pairs(&self) -> &[QueuePair] {
         &self.pairs
+    }
+
+    /// What was counted so far.
+    pub(crate) fn counts(&self) -> PortCounts {
+        let pairs = self.pairs.iter();
+        PortCounts {
+            drops: self.drops.counts(),
+            pairs: pairs
+                .map(|pair| [pair.ingress.counters().counts(), pair.egress.counters().counts()])
+                .collect(),
+        }
+    }
+
+    /// Counts on from there. Only while no worker serves the port.
+    pub(crate) fn set_counts(&self, counts: &PortCounts) {
+        self.drops.set(&counts.drops);
+        for (pair, [ingress, egress]) in self.pairs.iter().zip(&counts.pairs) {
+            pair.ingress.counters().set(ingress);
+            pair.egress.counters().set(egress);
+        }
     }
 
     /// Frames for the port that never reached one of its queues.

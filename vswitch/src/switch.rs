@@ -10,13 +10,13 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vhost_net_backend::{PortConfig, Session, SessionHandle, SocketConfig};
+use vhost_net_backend::{DevicePlane, PortConfig, Session, SessionHandle, SocketConfig};
 
 use crate::bridge::Bridge;
 use crate::clock::Clock;
 use crate::config::{
-    BridgeConfig, BridgeSettings, LinkSetting, MAX_MTU, MAX_QUEUE_PAIRS, MIN_MTU, PortKind, PortSettings,
-    StaticEntry,
+    BridgeConfig, BridgeSettings, LinkSetting, MAX_MTU, MAX_QUEUE_PAIRS, MAX_SOURCE_MACS, MIN_MTU, PortKind,
+    PortSettings, StaticEntry,
 };
 use crate::mac::MacAddr;
 use crate::model::{BridgeView, FdbEntryView, NewFdbEntry, NewPort, PortChange, PortView};
@@ -296,6 +296,7 @@ impl Switch {
             mtu: new.mtu,
             link: LinkSetting::Up,
             control_queue: new.control_queue,
+            source_macs: source_macs(new)?,
         })
     }
 
@@ -396,9 +397,15 @@ impl Switch {
     }
 
     /// Takes a port out of the bridge. When this returns no worker uses it.
-    fn detach(&self, control: &mut Control, port: &Port) {
+    fn detach(&self, control: &mut Control, port: &Arc<Port>) {
         match control.links.remove(&port.id()) {
-            Some(Link::Session(session)) => session.stop(),
+            Some(Link::Session(session)) => {
+                let ended = session.stop();
+                if !ended {
+                    // What it would have done.
+                    PortPlane::new(Arc::clone(port), Arc::clone(&self.bridge)).disconnected();
+                }
+            }
             Some(Link::Tap(tap)) => tap.close(),
             None => {}
         }
@@ -428,5 +435,29 @@ impl Switch {
 
     fn control(&self) -> MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The addresses that a new port may send from.
+fn source_macs(new: &NewPort) -> Result<Vec<MacAddr>, SwitchError> {
+    let macs: Vec<MacAddr> = new
+        .mac
+        .into_iter()
+        .chain(new.allow_macs.iter().copied())
+        .collect();
+    let refused = |why: String| SwitchError::Settings(format!("port {} {why}", new.name));
+    match (new.anti_spoof, macs.iter().find(|mac| !mac.is_valid_source())) {
+        (false, _) if !new.allow_macs.is_empty() => Err(refused(
+            "cannot be held to addresses: ask for anti-spoofing as well".to_owned(),
+        )),
+        (false, _) => Ok(Vec::new()),
+        (true, Some(mac)) => Err(refused(format!(
+            "cannot send from {mac}: allow the addresses of stations, not a group or zero"
+        ))),
+        (true, None) if macs.is_empty() || macs.len() > MAX_SOURCE_MACS => Err(refused(format!(
+            "cannot be held to {} addresses: give its MAC, or 1 to {MAX_SOURCE_MACS} allowed ones",
+            macs.len()
+        ))),
+        (true, None) => Ok(macs),
     }
 }

@@ -1,6 +1,6 @@
 //! The concurrent parts of the data path, compiled over a model checker's atomics and locks.
 //!
-//! The modules of the virtqueues, of the forwarding database and of the gate are the files that the switch is built from. Only what
+//! The modules of the virtqueues, of the forwarding database, of the gate and of what is published are the files that the switch is built from. Only what
 //! they take from `crate::atomic` and `crate::sync` is `loom`'s here, which tries every order of accesses that the memory model allows,
 //! stale reads of relaxed loads included.
 
@@ -24,11 +24,12 @@ mod switch {
     pub mod gate;
     pub mod mac;
     pub mod port_id;
+    pub mod published;
 }
 
 pub(crate) use rings::collect;
 pub use rings::{burst, desc, memory, packed, queue, split};
-pub use switch::{fdb, gate, mac, port_id};
+pub use switch::{fdb, gate, mac, port_id, published};
 
 use fdb::Fdb;
 use mac::MacAddr;

@@ -3,13 +3,15 @@
 //! What they catch was tried by taking it out. `an_entry_is_not_refreshed_after_it_was_freed` fails without the comparison of versions in
 //! `Fdb::find_in`, and with a plain store in place of the exchange in `Fdb::refresh`; `an_address_is_learned_once` without the second
 //! look under the lock in `Fdb::insert_learned`; `memory_goes_only_when_nobody_uses_it` when the mapping ends before the control thread
-//! has had the gate.
+//! has had the gate; `what_was_published_is_seen` when the version changes before the value is locked in `Published::store`;
+//! `no_address_is_learned_on_a_port_that_is_gone` when the port's addresses are forgotten before its ring was taken.
 
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
 use netyard_models::fdb::{Fdb, FdbConfig, OnFull};
 use netyard_models::gate::Gate;
+use netyard_models::published::{Published, Reader};
 use netyard_models::{port, rivals};
 
 const SEED: u64 = 1;
@@ -138,5 +140,65 @@ fn memory_goes_only_when_nobody_uses_it() {
         for worker in workers {
             worker.join().expect("no panic");
         }
+    });
+}
+
+/// A worker's looks are at one value after the other, never back, and end at the last one.
+#[test]
+fn what_was_published_is_seen() {
+    explore(|| {
+        let published = std::sync::Arc::new(Published::new(0_u32));
+        let worker = {
+            let published = std::sync::Arc::clone(&published);
+            thread::spawn(move || {
+                let mut reader = Reader::new(published);
+                let first = **reader.load();
+                let second = **reader.load();
+                assert!(first <= second, "{first}, then {second}");
+                reader
+            })
+        };
+        published.store(1);
+        published.store(2);
+        let mut reader = worker.join().expect("no panic");
+        assert_eq!(**reader.load(), 2, "the worker keeps what was replaced");
+    });
+}
+
+/// Removing a port: its ring is taken, the ports are published without it, and its addresses are forgotten. Whoever then
+/// gets its number inherits nothing.
+#[test]
+fn no_address_is_learned_on_a_port_that_is_gone() {
+    explore(|| {
+        let fdb = table(2);
+        let [station, _] = rivals(&fdb);
+        let ring = Arc::new(Gate::<Option<()>>::default());
+        *ring.lock() = Some(());
+        let ports = std::sync::Arc::new(Published::new(true));
+        let worker = {
+            let (fdb, ring) = (Arc::clone(&fdb), Arc::clone(&ring));
+            let mut ports = Reader::new(std::sync::Arc::clone(&ports));
+            thread::spawn(move || {
+                // A burst: the ring is held while its frames are forwarded.
+                if let Some(guard) = ring.try_enter()
+                    && guard.is_some()
+                {
+                    fdb.learn(station, 0, port(1), NOW);
+                    // Another's frame to the station finds the port in the table, or does not.
+                    let _ = fdb.lookup(station, 0, NOW).filter(|_| **ports.load());
+                }
+                ports
+            })
+        };
+        ring.lock().take();
+        ports.store(false);
+        fdb.forget_port(port(1));
+        let mut ports = worker.join().expect("no panic");
+        assert!(!**ports.load());
+        assert_eq!(
+            fdb.lookup(station, 0, NOW),
+            None,
+            "learned after all was forgotten"
+        );
     });
 }

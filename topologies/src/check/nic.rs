@@ -69,7 +69,6 @@ impl Checker<'_> {
             &[
                 ("vlan", place(nic.vlan.as_ref())),
                 ("promisc", place(nic.promisc.as_ref())),
-                ("spoof", place(nic.spoof.as_ref())),
             ],
         );
         let known: Vec<String> = self.switches.iter().map(|switch| switch.name.clone()).collect();
@@ -100,6 +99,7 @@ impl Checker<'_> {
                 switch: wanted.value.clone(),
                 queues: self.number("queues", nic.queues, QUEUES).unwrap_or(1),
                 isolate: is_true(nic.isolate.as_ref()),
+                spoof: nic.spoof.is_none_or(|spoof| spoof.value),
             }),
         }
     }

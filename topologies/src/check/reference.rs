@@ -261,8 +261,8 @@ fn nic(least: &crate::lab::Nic) -> Section {
             key(
                 "spoof",
                 "`true`, `false`",
-                &false,
-                "the virtual function may send from other addresses than its own",
+                &"true on a switch, false for a virtual function",
+                "whether the machine may send from other addresses than the NIC's; where not, such frames are dropped and counted",
             ),
         ],
         with_unknown_key: "switches: {}\nnodes: {n: {nics: [{?: 1}]}}",

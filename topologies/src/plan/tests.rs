@@ -24,7 +24,7 @@ nodes:
     cmdline: quiet
     nics:
       - {switch: lan, ip: 10.0.0.1/24, queues: 2, mac: \"02:00:00:00:00:01\"}
-      - {switch: dmz, isolate: true, mac: \"02:00:00:00:00:02\"}
+      - {switch: dmz, isolate: true, spoof: false, mac: \"02:00:00:00:00:02\"}
     disks: [{path: /dev/null, readonly: true}]
 ";
 
@@ -41,7 +41,7 @@ fn switches_come_first_then_the_processes_between_then_machines() {
         "vswitch up t.lan --ageing 60 --fdb-size 1024 --on-full evict-lru --workers 2".to_owned(),
         "vswitch port add t.lan a-0 --queues 2 --mac 02:00:00:00:00:01 --mtu 1500".to_owned(),
         "vswitch up t.dmz".to_owned(),
-        "vswitch port add t.dmz a-1 --queues 1 --mac 02:00:00:00:00:02 --mtu 9000".to_owned(),
+        "vswitch port add t.dmz a-1 --queues 1 --mac 02:00:00:00:00:02 --mtu 9000 --anti-spoof".to_owned(),
         "vhost-net-backend --socket /run/netyard/labs/t/nodes/a/isolate.1.sock \
          --connect /run/netyard/vswitch/t.dmz/ports/a-1.sock --queues 1 --mac 02:00:00:00:00:02 --mtu 9000"
             .to_owned(),
@@ -58,6 +58,12 @@ fn switches_come_first_then_the_processes_between_then_machines() {
         ),
     ];
     assert_eq!(commands, expected);
+    let held: Vec<bool> = plan
+        .switches
+        .iter()
+        .map(|switch| switch.ports[0].request().anti_spoof)
+        .collect();
+    assert_eq!(held, [false, true]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, epoll};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags};
 use vhost::vhost_user::message::{FrontendReq, MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE};
@@ -28,8 +28,7 @@ const FLAG_REPLY: u32 = 1 << 2;
 const FLAG_NEED_REPLY: u32 = 1 << 3;
 /// How often a message that has not wholly arrived is looked at again.
 const STEP: Duration = Duration::from_millis(2);
-/// How often an idle session looks whether the shared memory is still there. A page that vanished has been replaced
-/// by then, so that nothing but the connection depends on it.
+/// How often a front-end that had no room for news of its link is told again.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Why a connection ended before its front-end closed it.
@@ -354,13 +353,14 @@ impl Connection {
             let control = self.handler().control_wait();
             let limit = match deadline {
                 Some(at) => Some(at.saturating_duration_since(Instant::now())),
-                None => (untold || self.handler().has_memory()).then_some(LOOK),
+                None => untold.then_some(LOOK),
             };
             let limit = limit.into_iter().chain(control.limit).min().map(timespec);
             let mut poll = vec![
                 PollFd::new(stop, PollFlags::IN),
                 PollFd::new(&self.stream, PollFlags::IN | PollFlags::RDHUP),
                 PollFd::new(&shared.link_changed, PollFlags::IN),
+                PollFd::new(&shared.faults, PollFlags::IN),
             ];
             if let Some(server) = server {
                 poll.push(PollFd::new(server, PollFlags::IN));
@@ -379,8 +379,13 @@ impl Connection {
             }
             let ready = |at: usize| poll.get(at).is_some_and(|fd| !fd.revents().is_empty());
             let (stop_now, peer, link_changed) = (ready(0), ready(1), ready(2));
-            let newcomer = server.is_some() && ready(3);
-            let kicked = control.kicks.is_some() && ready(3 + usize::from(server.is_some()));
+            let newcomer = server.is_some() && ready(4);
+            let kicked = control.kicks.is_some() && ready(4 + usize::from(server.is_some()));
+            if ready(3) {
+                // The event is over; whose memory it was is looked at each time that anything happens.
+                let mut events = [MaybeUninit::uninit(); 1];
+                epoll::wait(&shared.faults, &mut events, Some(&timespec(Duration::ZERO)))?;
+            }
             if stop_now {
                 return Ok(Next::Stop);
             }

@@ -2,10 +2,13 @@
 //! not take this process down.
 //!
 //! The handler maps anonymous memory over the page that faulted, marks the region as poisoned and lets the thread go on. Whoever
-//! owns the region sees [`fault_count`] change and ends the one port that the region belongs to.
+//! owns the region sees [`fault_count`] change, or waits for [`fault_event`], and ends the one port that the region belongs to.
 
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use rustix::event::EventfdFlags;
 
 use super::MemoryError;
 
@@ -40,12 +43,20 @@ static HIGH_WATER: AtomicUsize = AtomicUsize::new(0);
 static FAULTS: AtomicUsize = AtomicUsize::new(0);
 /// The handler that was there before ours. Set before ours is.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
+/// Written to at each fault. Set before the handler is.
+static EVENT: OnceLock<OwnedFd> = OnceLock::new();
 static INSTALLED: OnceLock<Result<(), rustix::io::Errno>> = OnceLock::new();
 
 /// Pages replaced so far in this process. Cheap to read: when it changes, some region is poisoned.
 #[inline]
 pub fn fault_count() -> usize {
     FAULTS.load(Ordering::Relaxed)
+}
+
+/// An eventfd of which each fault is an event. It is never read from: whoever waits watches it edge-triggered.
+pub fn fault_event() -> Result<BorrowedFd<'static>, rustix::io::Errno> {
+    (*INSTALLED.get_or_init(install))?;
+    EVENT.get().map(AsFd::as_fd).ok_or(rustix::io::Errno::BADF)
 }
 
 /// A mapping's place in the table.
@@ -85,6 +96,8 @@ pub(super) fn register(start: usize, len: usize, page: usize) -> Result<Registra
 }
 
 fn install() -> Result<(), rustix::io::Errno> {
+    let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    let _ = EVENT.set(event);
     // SAFETY: zeroed is a valid `sigaction` (default action, no flags, empty mask), and both pointers are to live values.
     unsafe {
         let mut previous: libc::sigaction = std::mem::zeroed();
@@ -110,9 +123,13 @@ fn last_error() -> rustix::io::Errno {
 extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler; for SIGBUS it holds the address.
     let addr = unsafe { (*info).si_addr() }.addr();
+    // SAFETY: errno is this thread's.
+    let errno = unsafe { *libc::__errno_location() };
     if !replace_page(addr) {
         not_ours(signal, info, context);
     }
+    // SAFETY: as above; it is the interrupted code's, and is put back.
+    unsafe { *libc::__errno_location() = errno };
 }
 
 /// Puts an anonymous page where `addr` is, when that is in a guarded mapping.
@@ -125,9 +142,8 @@ fn replace_page(addr: usize) -> bool {
         }
         let page = slot.page.load(Ordering::Relaxed);
         // SAFETY: the page lies in a mapping of ours, made of whole pages of this size, that the faulting thread uses right
-        // now, so it isn't being removed. What it held is gone already. errno is the interrupted code's and is put back.
+        // now, so it isn't being removed. What it held is gone already.
         let mapped = unsafe {
-            let errno = *libc::__errno_location();
             let at = libc::mmap(
                 std::ptr::without_provenance_mut(addr - addr % page),
                 page,
@@ -136,16 +152,25 @@ fn replace_page(addr: usize) -> bool {
                 -1,
                 0,
             );
-            *libc::__errno_location() = errno;
             at != libc::MAP_FAILED
         };
         if mapped {
             slot.poisoned.store(true, Ordering::Relaxed);
             FAULTS.fetch_add(1, Ordering::Relaxed);
+            tell();
         }
         return mapped;
     }
     false
+}
+
+/// Makes the event of a fault.
+fn tell() {
+    if let Some(event) = EVENT.get() {
+        let one = 1_u64.to_ne_bytes();
+        // SAFETY: the descriptor stays open, and the pointer is to as many bytes. A full counter has been told of enough.
+        let _ = unsafe { libc::write(event.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+    }
 }
 
 /// A fault that isn't in a guarded mapping: what would have happened without us happens.

@@ -9,7 +9,6 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use super::{GuestSlice, MemoryError, guard};
 
-const TMPFS_MAGIC: i64 = 0x0102_1994;
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
 
 /// One shared mapping of (a part of) a memfd or hugetlbfs file. Unmapped when dropped.
@@ -49,20 +48,19 @@ impl Region {
         guest_addr.checked_add(len).ok_or(MemoryError::Wraps)?;
         user_addr.checked_add(len).ok_or(MemoryError::Wraps)?;
 
+        // Only files of memory have seals, and it is the kernel that knows: a file system would have to be asked for its
+        // kind, and one in user space (FUSE) may be the peer's own and never answer.
+        let seals = rustix::fs::fcntl_get_seals(fd).map_err(|_| MemoryError::NotMemory)?;
         let fs = rustix::fs::fstatfs(fd)?;
-        let kind = fs.f_type;
-        if kind != TMPFS_MAGIC && kind != HUGETLBFS_MAGIC {
-            return Err(MemoryError::FileSystem { kind });
-        }
         let stat = rustix::fs::fstat(fd)?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         if size < end {
             return Err(MemoryError::FileTooShort { size, end });
         }
-        let sealed = rustix::fs::fcntl_get_seals(fd).is_ok_and(|s| s.contains(SealFlags::SHRINK));
+        let sealed = seals.contains(SealFlags::SHRINK);
 
         // Whole pages of the file: a huge page where the file has them.
-        let page = if kind == HUGETLBFS_MAGIC {
+        let page = if fs.f_type == HUGETLBFS_MAGIC {
             u64::try_from(fs.f_bsize).unwrap_or(4096)
         } else {
             4096

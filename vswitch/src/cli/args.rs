@@ -151,6 +151,7 @@ pub(super) enum PortCommand {
     #[command(after_help = "Examples:
   vswitch port add br0 vm1
   vswitch port add br0 vm2 --socket /tmp/vm2.sock --queues 4 --mac 52:54:00:00:00:02
+  vswitch port add br0 vm3 --mac 52:54:00:00:00:03 --anti-spoof
   vswitch port add br0 host --tap tap0")]
     Add {
         /// Name of the bridge
@@ -171,6 +172,17 @@ pub(super) enum PortCommand {
         /// Serve the guest's control queue, for a front-end that forwards it
         #[arg(long, conflicts_with = "tap")]
         control_queue: bool,
+        /// Drop frames from other addresses than that of --mac and those of --allow-mac
+        #[arg(long)]
+        anti_spoof: bool,
+        /// More addresses that frames may come from
+        #[arg(
+            long = "allow-mac",
+            value_name = "LIST",
+            value_delimiter = ',',
+            requires = "anti_spoof"
+        )]
+        allow_macs: Vec<MacAddr>,
     },
     /// Change a port while it is in use
     #[command(after_help = "Examples:

@@ -84,6 +84,10 @@ pub(super) fn port(view: &PortView) -> String {
     if view.control_queue {
         text.push_str("control queue served by the switch\n");
     }
+    if !view.source_macs.is_empty() {
+        let macs: Vec<String> = view.source_macs.iter().map(ToString::to_string).collect();
+        let _: std::fmt::Result = writeln!(text, "only frames from {}", macs.join(", "));
+    }
     if !view.features.is_empty() {
         let _: std::fmt::Result = writeln!(text, "features {}", view.features.join(" "));
     }

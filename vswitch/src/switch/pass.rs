@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use vhost_net_backend::session::{Handover, SessionState};
 
 use super::{Control, Link, Switch, SwitchError};
 use crate::clock::Clock;
 use crate::config::BridgeConfig;
-use crate::handover::{FORMAT, LearnedState, LinkState, SwitchState};
+use crate::handover::{FORMAT, FdbCounts, LearnedState, LinkState, SwitchState};
+use crate::port::Port;
 use crate::run_dir::BridgeDir;
 
 /// What a port was connected by before.
@@ -62,6 +64,8 @@ impl Switch {
             config: control.config.clone(),
             links: Vec::new(),
             fdb: self.learned(&control.config, clock),
+            counts: Vec::new(),
+            fdb_counts: FdbCounts::default(),
         };
         // First nothing comes in any more, so that no frame finds its receiver gone.
         for port in self.bridge.ports().iter() {
@@ -71,42 +75,66 @@ impl Switch {
                 }
             }
         }
+        let ports = self.bridge.ports();
+        let (taps, others): (Vec<_>, Vec<_>) = ports.iter().partition(|port| port.is_tap());
+        let mut fds = Vec::new();
+        // The host's interfaces next, while those that they send to are still there.
+        for port in taps {
+            self.stop_port(control, port, &mut state, &mut fds);
+        }
         for link in control.links.values() {
             if let Link::Session(session) = link {
                 session.begin_hand_over();
             }
         }
-        let mut fds = Vec::new();
-        for port in self.bridge.ports().iter() {
-            let name = port.settings().name.clone();
-            let before = match control.links.remove(&port.id()) {
-                Some(Link::Session(session)) => session.hand_over().map(|handover| Before {
-                    session: Some(handover.state),
-                    fds: handover.fds,
-                }),
-                Some(Link::Tap(tap)) => tap
-                    .hand_over()
-                    .inspect_err(|error| tracing::warn!(port = name, "not handed over: {error}"))
-                    .map(|fds| Before { session: None, fds })
-                    .ok(),
-                None => None,
-            };
-            self.workers.remove(port);
-            self.bridge.remove_port(port);
-            if let Some(before) = before {
-                state.links.push(LinkState {
-                    port: name,
-                    session: before.session,
-                    fds: before.fds.len(),
-                });
-                fds.extend(before.fds);
-            }
+        for port in others {
+            self.stop_port(control, port, &mut state, &mut fds);
         }
+        // Nobody counts any more.
+        let named = |name: &str| ports.iter().find(|port| port.settings().name == name);
+        let counts = state.config.ports.iter().map(|settings| named(&settings.name));
+        state.counts = counts
+            .map(|port| port.map(|port| port.counts()).unwrap_or_default())
+            .collect();
+        state.fdb_counts = FdbCounts::of(self.bridge.fdb().counters());
         control.config = BridgeConfig {
             settings: control.config.settings.clone(),
             ..BridgeConfig::default()
         };
         (state, fds)
+    }
+
+    /// Stops one port; what it was connected by goes to the state.
+    fn stop_port(
+        &self,
+        control: &mut Control,
+        port: &Arc<Port>,
+        state: &mut SwitchState,
+        fds: &mut Vec<OwnedFd>,
+    ) {
+        let name = port.settings().name.clone();
+        let before = match control.links.remove(&port.id()) {
+            Some(Link::Session(session)) => session.hand_over().map(|handover| Before {
+                session: Some(handover.state),
+                fds: handover.fds,
+            }),
+            Some(Link::Tap(tap)) => tap
+                .hand_over()
+                .inspect_err(|error| tracing::warn!(port = name, "not handed over: {error}"))
+                .map(|fds| Before { session: None, fds })
+                .ok(),
+            None => None,
+        };
+        self.workers.remove(port);
+        self.bridge.remove_port(port);
+        if let Some(before) = before {
+            state.links.push(LinkState {
+                port: name,
+                session: before.session,
+                fds: before.fds.len(),
+            });
+            fds.extend(before.fds);
+        }
     }
 
     fn learned(&self, config: &BridgeConfig, now: u32) -> Vec<LearnedState> {
@@ -136,7 +164,9 @@ impl Switch {
             before.insert(link.port, Before { session, fds });
         }
         let mut ids = Vec::new();
+        let mut counts = state.counts.iter();
         for settings in state.config.ports {
+            let counts = counts.next();
             let name = settings.name.clone();
             let link = before.remove(&name);
             let again = link.is_some().then(|| settings.clone());
@@ -148,6 +178,9 @@ impl Switch {
             if let Err(error) = &attached {
                 tracing::warn!(port = name, "port left out: {error}");
             }
+            if let (Ok(port), Some(counts)) = (&attached, counts) {
+                port.set_counts(counts);
+            }
             ids.push(attached.map(|port| port.id()).ok());
         }
         self.set_statics(control, state.config.fdb);
@@ -156,5 +189,6 @@ impl Switch {
                 self.bridge.fdb().learn(entry.mac, entry.vlan, *port, entry.seen);
             }
         }
+        state.fdb_counts.go_on(self.bridge.fdb().counters());
     }
 }

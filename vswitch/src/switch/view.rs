@@ -1,11 +1,10 @@
 //! The state of a bridge in the API's words.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::bridge::Bridge;
 use crate::config::{BridgeSettings, PortKind};
-use crate::counters::{Counter, DropReason, Drops};
+use crate::counters::{Counter, DropCounts, Drops};
 use crate::model::{BridgeView, FdbEntryView, FdbView, PortCounters, PortState, PortView, QueueView};
 use crate::port::Port;
 
@@ -93,6 +92,7 @@ pub(super) fn port(port: &Port) -> PortView {
         link: port.link(),
         mac: settings.mac,
         control_queue: settings.control_queue,
+        source_macs: settings.source_macs.clone(),
         mtu: port.mtu(),
         queue_pairs: settings.queue_pairs,
         enabled_queue_pairs: u16::try_from(port.enabled().count_ones()).unwrap_or(u16::MAX),
@@ -132,23 +132,18 @@ fn queue(port: &Port, index: u16) -> Option<QueueView> {
 }
 
 /// Drops of all queues by reason, those that happened only.
-fn drops(port: &Port) -> BTreeMap<String, u64> {
+fn drops(port: &Port) -> DropCounts {
     let everywhere: Vec<&Drops> = port
         .pairs()
         .iter()
         .flat_map(|pair| [&pair.ingress.counters().drops, &pair.egress.counters().drops])
         .chain([port.drops()])
         .collect();
-    DropReason::ALL
-        .iter()
-        .map(|&reason| {
-            (
-                reason.name().to_owned(),
-                everywhere.iter().map(|drops| drops.get(reason)).sum(),
-            )
-        })
-        .filter(|&(_, count)| count > 0)
-        .collect()
+    let mut sums = DropCounts::new();
+    for (reason, count) in everywhere.iter().flat_map(|drops| drops.counts()) {
+        *sums.entry(reason).or_default() += count;
+    }
+    sums
 }
 
 pub(super) fn fdb_entries(bridge: &Bridge) -> Vec<FdbEntryView> {

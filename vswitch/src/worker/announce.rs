@@ -5,6 +5,7 @@ use virtio::net::HEADER_LEN;
 
 use super::deliver::{Forwarder, Sent};
 use crate::bridge::Bridge;
+use crate::counters::DropReason;
 use crate::mac::MacAddr;
 use crate::port::Port;
 
@@ -17,6 +18,9 @@ pub(crate) enum AnnounceError {
     /// No station has such an address.
     #[error("{0} is no station's address: announce that of one NIC")]
     Address(MacAddr),
+    /// The port may not send from there.
+    #[error("{0} is none of the addresses that the port may send from")]
+    Spoofed(MacAddr),
     /// There is no memory to put the frame in.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -41,6 +45,10 @@ fn rarp(mac: MacAddr) -> [u8; FRAME_LEN] {
 pub(crate) fn announce(bridge: &Bridge, port: &Port, mac: MacAddr) -> Result<(), AnnounceError> {
     if !mac.is_valid_source() {
         return Err(AnnounceError::Address(mac));
+    }
+    if !port.settings().may_send_from(mac) {
+        port.drops().add_shared(DropReason::Spoofed, 1);
+        return Err(AnnounceError::Spoofed(mac));
     }
     let memory = SharedMemory::new("announcement", 0, 4096)?;
     let frame = memory.region().slice().take(HEADER_LEN + FRAME_LEN);

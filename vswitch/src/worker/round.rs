@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
-use arc_swap::cache::Cache;
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use virtio::burst::Burst;
@@ -18,6 +16,7 @@ use crate::bridge::{Bridge, PortTable};
 use crate::config::PollMode;
 use crate::counters::DropReason;
 use crate::port::IngressQueue;
+use crate::published::Reader;
 
 /// How long a queue is polled after its last frame, where CPUs are plenty.
 const WINDOW: Duration = Duration::from_micros(50);
@@ -66,8 +65,8 @@ struct Activity {
 pub(super) struct Round {
     bridge: Arc<Bridge>,
     shared: Arc<WorkerShared>,
-    ports: Cache<Arc<ArcSwap<PortTable>>, Arc<PortTable>>,
-    sources: Cache<Arc<ArcSwap<Sources>>, Arc<Sources>>,
+    ports: Reader<PortTable>,
+    sources: Reader<Sources>,
     activity: Vec<Activity>,
     active: Vec<usize>,
     events: Vec<epoll::Event>,
@@ -85,8 +84,8 @@ impl Round {
     pub(super) fn new(bridge: Arc<Bridge>, shared: Arc<WorkerShared>, poll: PollMode) -> Self {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
-            ports: Cache::new(Arc::clone(bridge.published())),
-            sources: Cache::new(Arc::clone(&shared.sources)),
+            ports: Reader::new(Arc::clone(bridge.published())),
+            sources: Reader::new(Arc::clone(&shared.sources)),
             bridge,
             shared,
             activity: Vec::new(),

@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use arc_swap::ArcSwap;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 
 use crate::port::{IngressQueue, Port};
+use crate::published::Published;
 
 /// The number of the worker's own eventfd among what it waits for.
 pub(super) const WAKE: u64 = u64::MAX;
@@ -36,7 +36,7 @@ pub struct WorkerShared {
     pub(super) epoll: OwnedFd,
     wake: OwnedFd,
     /// The queues, each in the place of its number.
-    pub(super) sources: Arc<ArcSwap<Sources>>,
+    pub(super) sources: Arc<Published<Sources>>,
     stop: AtomicBool,
     wakeups: AtomicU64,
     /// Held by the worker while it makes queues active.
@@ -81,7 +81,7 @@ impl WorkerShared {
             sources.push(None);
         }
         sources[place] = Some(source);
-        self.sources.store(Arc::new(sources));
+        self.sources.store(sources);
         place as u64
     }
 
@@ -94,7 +94,7 @@ impl WorkerShared {
         if let Some(place) = place {
             *place = None;
         }
-        self.sources.store(Arc::new(sources));
+        self.sources.store(sources);
         self.wake();
     }
 

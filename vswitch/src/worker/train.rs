@@ -84,6 +84,9 @@ impl<'p> Trains<'p> {
         if !source.is_valid_source() {
             return Verdict::Refused(DropReason::BadSource);
         }
+        if !self.from.settings().may_send_from(source) {
+            return Verdict::Refused(DropReason::Spoofed);
+        }
         if destination.is_bridge_reserved() {
             return Verdict::Refused(DropReason::ReservedGroup);
         }

@@ -13,13 +13,6 @@ use super::super::handover::RegionState;
 use super::{Handler, refused};
 
 impl Handler {
-    /// Whether the front-end shares any memory.
-    pub(in super::super) fn has_memory(&self) -> bool {
-        self.memory
-            .as_ref()
-            .is_some_and(|memory| !memory.regions().is_empty())
-    }
-
     /// Whether pages of the shared memory vanished since it was last asked.
     pub(in super::super) fn memory_lost(&mut self) -> bool {
         let faults = fault_count();

@@ -1,9 +1,6 @@
 //! A port's link, set down and up while it is in use.
 
-#[path = "support/net.rs"]
-mod net;
-
-use net::{BROADCAST, Net, frame, mac};
+use crate::support::net::{BROADCAST, Net, frame, mac};
 use netyard_testkit::endpoint::Options;
 use netyard_testkit::guest::wait_for;
 use vswitch::config::LinkSetting;

@@ -43,6 +43,10 @@ impl Pair {
             self.from.send(0, &bytes);
             self.sent += 1;
         }
+        self.take();
+    }
+
+    fn take(&mut self) {
         // Both see what is flooded, too.
         while self.from.try_receive(0).is_some() {}
         while let Some(got) = self.to.try_receive(0) {
@@ -56,6 +60,20 @@ impl Pair {
             );
             self.received += 1;
         }
+    }
+
+    /// Frames sent so far.
+    pub(crate) fn sent(&self) -> u32 {
+        self.sent
+    }
+
+    /// Takes what is still under way; returns how many frames have passed in all.
+    pub(crate) fn settle(&mut self) -> u32 {
+        wait_for("the last frames", || {
+            self.take();
+            self.received == self.sent
+        });
+        self.received
     }
 
     /// Runs until so many more frames have passed.

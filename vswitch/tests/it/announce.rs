@@ -1,12 +1,9 @@
 //! A front-end announces its guest (`VHOST_USER_SEND_RARP`), as QEMU does after it moved one that cannot by itself.
 
-#[path = "support/net.rs"]
-mod net;
-
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use net::{Net, frame, mac};
+use crate::support::net::{Net, frame, mac};
 use vhost::VhostBackend;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};

@@ -1,9 +1,6 @@
 //! Frames with work left to do, to guests that can and cannot do it themselves; and queue pairs.
 
-#[path = "support/net.rs"]
-mod net;
-
-use net::{BROADCAST, Net, frame, mac, udp};
+use crate::support::net::{BROADCAST, Net, frame, mac, udp};
 use netyard_testkit::endpoint::Options;
 use netyard_testkit::guest::Guest;
 use netyard_testkit::tcp::{Segment, checksum_is_right};
@@ -130,7 +127,7 @@ fn udp_super_frames_pass_or_are_segmented_as_the_receiver_negotiated() {
         drop(b);
         netyard_testkit::guest::wait_for("the port to be free", || !net.is_up("b"));
         b = net.connect("b", options(taken));
-        b.send(0, &net::frame(BROADCAST, mac(2), 0, 60));
+        b.send(0, &crate::support::net::frame(BROADCAST, mac(2), 0, 60));
         a.receive();
         a.send_with(0, &header, &frame);
         let mut payload = Vec::new();

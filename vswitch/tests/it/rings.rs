@@ -1,9 +1,6 @@
 //! Rings of every kind: split and packed, used in order, stopped, moved and reset while others run.
 
-#[path = "support/net.rs"]
-mod net;
-
-use net::{BROADCAST, Net, frame, mac};
+use crate::support::net::{BROADCAST, Net, frame, mac};
 use netyard_testkit::endpoint::Options;
 use netyard_testkit::guest::{Guest, wait_for};
 use vhost::VhostBackend;

@@ -1,9 +1,6 @@
 //! Queues change workers when the load is uneven, and nothing is lost or overtaken by that.
 
-#[path = "support/net.rs"]
-mod net;
-
-use net::{BROADCAST, Net, frame, mac};
+use crate::support::net::{BROADCAST, Net, frame, mac};
 use netyard_testkit::endpoint::Options;
 use netyard_testkit::guest::Guest;
 use vswitch::config::BridgeSettings;

@@ -1,16 +1,11 @@
 //! What one port's guest does, or has done to it, is not felt on others: their flow loses nothing meanwhile.
 
-#[path = "support/net.rs"]
-mod net;
-#[path = "support/pair.rs"]
-mod pair;
-
 use std::os::fd::AsRawFd;
 
-use net::{Net, frame, mac};
+use crate::support::net::{Net, frame, mac};
+use crate::support::pair::Pair;
 use netyard_testkit::endpoint::Options;
 use netyard_testkit::guest::{Guest, wait_for};
-use pair::Pair;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use virtio::memory::SharedMemory;

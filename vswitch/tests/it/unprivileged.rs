@@ -1,21 +1,12 @@
 //! A switch that nobody special runs.
 
-#[path = "support/host.rs"]
-mod host;
-#[path = "support/net.rs"]
-mod net;
-#[path = "support/pair.rs"]
-mod pair;
-
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 use std::process::Command;
 
-use host::{Host, port};
+use crate::support::host::Host;
 use netyard_testkit::endpoint::Options;
-use netyard_testkit::guest::{Guest, wait_for};
-use pair::Pair;
 
 /// The user and group `nobody`.
 const NOBODY: u32 = 65534;
@@ -83,14 +74,7 @@ fn a_switch_with_vm_ports_needs_no_privilege_and_lets_nobody_else_in() {
     for socket in ["api.sock", "ports/a.sock", "ports/b.sock"] {
         assert_eq!(mode(&dir.join(socket)), 0o600, "{socket}");
     }
-    let connect = |name: &str| Guest::connect(&dir.join(format!("ports/{name}.sock")), Options::default());
-    let mut pair = Pair::new(connect("a"), connect("b"));
-    wait_for("both ports", || {
-        let show = host.json(&["show", "br0"]);
-        ["a", "b"].iter().all(|name| port(&show, name)["state"] == "up")
-    });
-    pair.meet();
-    pair.run(1000);
+    let mut pair = host.pair(Options::default());
 
     // An interface of the host is another matter: refused, with the exit code for that, and nothing is left of it.
     let refused = unprivileged(&host, &["port", "add", "br0", "host", "--tap", "netyard-none"]);

@@ -1,9 +1,6 @@
 //! Frames through a real switch: guests on vhost-user sockets, in one process.
 
-#[path = "support/net.rs"]
-mod net;
-
-use net::{BROADCAST, Net, frame, mac};
+use crate::support::net::{BROADCAST, Net, frame, mac};
 use netyard_testkit::endpoint::Options;
 use netyard_testkit::guest::{Guest, wait_for};
 use virtio::features as f;

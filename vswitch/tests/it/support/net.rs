@@ -1,7 +1,5 @@
 //! A switch in the test's own process, with guests on it.
 
-#![allow(dead_code, reason = "each test uses a part of it")]
-
 use std::path::PathBuf;
 
 use netyard_testkit::endpoint::Options;
@@ -120,4 +118,27 @@ pub(crate) fn udp(to: u8, from: u8, ports: [u16; 2], tag: u8) -> Vec<u8> {
     frame.extend([0, 26, 0, 0]);
     frame.extend([tag; 18]);
     frame
+}
+
+/// The next UDP datagram that a guest receives: its IP header and what follows.
+pub(crate) fn next_udp(guest: &mut Guest) -> Vec<u8> {
+    loop {
+        let (_, received) = guest.receive();
+        // The host says other things of its own accord.
+        if received.frame[12..14] == [8, 0] && received.frame[23] == 17 {
+            return received.frame;
+        }
+    }
+}
+
+/// The same datagram on its way back, from the station with this address.
+pub(crate) fn udp_answer(datagram: &[u8], from: MacAddr) -> Vec<u8> {
+    let mut answer = datagram.to_vec();
+    answer[..6].copy_from_slice(&datagram[6..12]);
+    answer[6..12].copy_from_slice(&from.octets());
+    answer[26..30].copy_from_slice(&datagram[30..34]);
+    answer[30..34].copy_from_slice(&datagram[26..30]);
+    answer[34..36].copy_from_slice(&datagram[36..38]);
+    answer[36..38].copy_from_slice(&datagram[34..36]);
+    answer
 }

@@ -1,17 +1,12 @@
 //! The real binary in a run folder of its own.
 
-#[path = "support/host.rs"]
-mod host;
-#[path = "support/net.rs"]
-mod net;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use host::{Host, port};
-use net::{BROADCAST, frame, mac};
+use crate::support::host::{Host, port};
+use crate::support::net::{BROADCAST, frame, mac};
 use netyard_testkit::endpoint::Options;
 use netyard_testkit::guest::{Guest, wait_for};
 use serde_json::Value;

@@ -1,65 +1,31 @@
 //! An interface of the host as a port, in a network namespace of the test's own.
 
-#[path = "support/net.rs"]
-mod net;
-
 use std::net::UdpSocket;
-use std::process::Command;
 
-use net::{Net, mac};
+use crate::support::namespace::{in_namespace, ip};
+use crate::support::net::{Net, mac, next_udp, udp_answer};
 use netyard_testkit::guest::{Guest, wait_for};
 use virtio::checksum::Checksum;
 use vswitch::model::NewPort;
 
-fn ip(arguments: &str) -> String {
-    let output = Command::new("ip")
-        .args(arguments.split_whitespace())
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "ip {arguments}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// Runs one of the tests below in a namespace, as another process; says so where there are none to be had.
-fn in_namespace(name: &str) {
-    let probe = Command::new("unshare")
-        .args(["-rn", "test", "-w", "/dev/net/tun"])
-        .status();
-    if !probe.is_ok_and(|status| status.success()) {
-        eprintln!("left out: no network namespaces or no /dev/net/tun here");
-        return;
-    }
-    let status = Command::new("unshare")
-        .arg("-rn")
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--ignored", "--nocapture"])
-        .status()
-        .unwrap();
-    assert!(status.success());
-}
-
 #[test]
 fn the_host_joins_a_bridge() {
-    in_namespace("inside::the_host_joins_a_bridge");
+    in_namespace("tap::inside::the_host_joins_a_bridge");
 }
 
 #[test]
 fn a_tap_comes_and_goes_with_its_port() {
-    in_namespace("inside::a_tap_comes_and_goes_with_its_port");
+    in_namespace("tap::inside::a_tap_comes_and_goes_with_its_port");
 }
 
 #[test]
 fn super_frames_of_the_host_reach_a_guest_in_pieces() {
-    in_namespace("inside::super_frames_of_the_host_reach_a_guest_in_pieces");
+    in_namespace("tap::inside::super_frames_of_the_host_reach_a_guest_in_pieces");
 }
 
 #[test]
 fn a_port_follows_the_link_of_its_tap_and_finds_it_again() {
-    in_namespace("inside::a_port_follows_the_link_of_its_tap_and_finds_it_again");
+    in_namespace("tap::inside::a_port_follows_the_link_of_its_tap_and_finds_it_again");
 }
 
 fn tap(net: &Net, queues: u16) {
@@ -71,17 +37,6 @@ fn tap(net: &Net, queues: u16) {
     net.switch.add_port(&port).unwrap();
     ip("addr add 10.9.0.1/24 dev tap0");
     ip(&format!("neigh replace 10.9.0.2 lladdr {} dev tap0", mac(2)));
-}
-
-/// The next UDP datagram that a guest receives: its IP header and what follows.
-fn next_udp(guest: &mut Guest) -> Vec<u8> {
-    loop {
-        let (_, received) = guest.receive();
-        // The host says other things of its own accord.
-        if received.frame[12..14] == [8, 0] && received.frame[23] == 17 {
-            return received.frame;
-        }
-    }
 }
 
 mod inside {
@@ -106,14 +61,7 @@ mod inside {
             sum.add(&[0, 17, 0, 10]);
             sum.add(&frame[34..44]);
             assert_eq!(sum.finish(), [0, 0]);
-            let mut answer = frame.clone();
-            answer[..6].copy_from_slice(&frame[6..12]);
-            answer[6..12].copy_from_slice(&mac(2).octets());
-            answer[26..30].copy_from_slice(&[10, 9, 0, 2]);
-            answer[30..34].copy_from_slice(&[10, 9, 0, 1]);
-            answer[34..36].copy_from_slice(&7001_u16.to_be_bytes());
-            answer[36..38].copy_from_slice(&7000_u16.to_be_bytes());
-            guest.send(0, &answer);
+            guest.send(0, &udp_answer(&frame, mac(2)));
             let mut back = [0; 100];
             assert_eq!(socket.recv(&mut back).unwrap(), 2);
             assert_eq!(back[..2], round.to_be_bytes());

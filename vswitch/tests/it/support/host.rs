@@ -1,13 +1,14 @@
 //! The real binary in a run folder of its own.
 
-#![allow(dead_code, reason = "each test uses a part of it")]
-
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use netyard_testkit::guest::wait_for;
+use netyard_testkit::endpoint::Options;
+use netyard_testkit::guest::{Guest, wait_for};
 use serde_json::Value;
+
+use super::pair::Pair;
 
 /// A run folder; whatever was started in it is stopped at the end.
 pub(crate) struct Host {
@@ -56,6 +57,24 @@ impl Host {
 
     pub(crate) fn bridge(&self, name: &str) -> PathBuf {
         self.folder.path().join("vswitch").join(name)
+    }
+
+    /// The socket of a port of bridge `br0`.
+    pub(crate) fn socket(&self, port: &str) -> PathBuf {
+        self.bridge("br0").join(format!("ports/{port}.sock"))
+    }
+
+    /// Two guests on ports `a` and `b` of bridge `br0`, of which one is to send to the other. They know each other.
+    pub(crate) fn pair(&self, options: Options) -> Pair {
+        let connect = |name: &str| Guest::connect(&self.socket(name), options);
+        let mut pair = Pair::new(connect("a"), connect("b"));
+        wait_for("both ports", || {
+            let show = self.json(&["show", "br0"]);
+            ["a", "b"].iter().all(|name| port(&show, name)["state"] == "up")
+        });
+        pair.meet();
+        pair.run(1000);
+        pair
     }
 
     pub(crate) fn pid(&self, bridge: &str) -> String {

@@ -1,0 +1,16 @@
+//! The switch from outside: frames through rings and interfaces, and the program's command line.
+
+mod announce;
+mod balance;
+mod bystanders;
+mod cli;
+mod forwarding;
+mod idle;
+mod link;
+mod offloads;
+mod restart;
+mod rings;
+mod spoof;
+mod support;
+mod tap;
+mod unprivileged;
