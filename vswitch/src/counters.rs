@@ -50,7 +50,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Runt,
         Self::Oversize,
         Self::BadDescriptor,

@@ -4,6 +4,7 @@ mod announce;
 mod balance;
 mod bystanders;
 mod cli;
+mod control;
 mod forwarding;
 mod idle;
 mod link;

@@ -1,9 +1,6 @@
 //! Guests whose control queue the switch serves: what they ask for, and what comes of it.
 
-#[path = "support/net.rs"]
-mod net;
-
-use net::{BROADCAST, Net, frame, mac, udp};
+use crate::support::net::{BROADCAST, Net, frame, mac, udp};
 
 use netyard_testkit::endpoint::{Endpoint, Options};
 use netyard_testkit::guest::{Guest, wait_for};
