@@ -1,9 +1,11 @@
 //! What the README and `make help` promise of `make`: the demo, and an installation that works where it was put.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use netyard_tests::bin;
+use netyard_tests::lab::processes_of;
+use serde_json::Value;
 
 /// `make` in the source folder, with the programs that are built already.
 fn make(target: &str) -> Command {
@@ -38,14 +40,14 @@ fn e2e_demo_shows_two_guests_that_reach_each_other() {
     ] {
         assert!(text.contains(row), "no {row:?} in {text}");
     }
-    let left: Vec<PathBuf> = std::fs::read_dir(run.path())
-        .expect("the run folder")
-        .map(|entry| entry.expect("an entry").path())
-        .filter(|path| {
-            path.is_dir() && std::fs::read_dir(path).is_ok_and(|mut inside| inside.next().is_some())
-        })
-        .collect();
-    assert_eq!(left, [PathBuf::new(); 0], "the demo left something behind");
+    assert_eq!(
+        processes_of(run.path()),
+        [""; 0],
+        "the demo left something running"
+    );
+    let labs = bin::succeed(bin::command("lab", run.path()).args(["list", "--format", "json"]));
+    let labs: Value = serde_json::from_str(&labs).unwrap_or_else(|error| panic!("{error} in {labs}"));
+    assert_eq!(labs.as_array().map(Vec::len), Some(0), "the demo left {labs}");
 }
 
 #[test]
