@@ -126,6 +126,12 @@ fn killed_switch(lab: &Lab<'_>, place: Place) {
     assert_eq!(boots(lab), lives, "a machine booted anew");
 }
 
+/// A guest gives its NIC rings of another size while it runs.
+fn resized_rings(lab: &Lab<'_>) {
+    lab.run("a", &["ethtool", "-G", "eth0", "rx", "128", "tx", "256"]);
+    ping(lab);
+}
+
 /// A guest reboots, comes back with its address, and reaches the other.
 fn guest_reboot(lab: &Lab<'_>, place: Place) {
     let boot = || {
@@ -171,6 +177,9 @@ fn demo(place: Place, isolate: bool) {
     ping(&lab);
     measure(&yard, &lab);
     both_pairs_carry(&lab, place);
+    if place == Place::Emulated {
+        resized_rings(&lab);
+    }
     fdb_is_right(&lab);
     killed_switch(&lab, place);
     guest_reboot(&lab, place);
