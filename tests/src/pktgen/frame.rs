@@ -153,7 +153,7 @@ impl Placed {
         let mut bytes = [0; MARK - CHANGING];
         bytes[..4].copy_from_slice(&sequence.to_be_bytes());
         bytes[4..].copy_from_slice(&sent_ns.to_be_bytes());
-        slot.write_from(self.changing as usize, &bytes);
+        slot.write_array(self.changing as usize, &bytes);
     }
 
     /// Gives the frame in `slot` other addresses.
@@ -162,7 +162,13 @@ impl Placed {
         let mut bytes = [0; 12];
         bytes[..6].copy_from_slice(&destination);
         bytes[6..].copy_from_slice(&source);
-        slot.write_from(HEADER_LEN, &bytes);
+        slot.write_array(HEADER_LEN, &bytes);
+    }
+
+    /// Asks the CPU for the part of `slot` that the next [`stamp`](Self::stamp) writes.
+    #[inline]
+    pub fn expect_stamp(&self, slot: GuestSlice<'_>) {
+        slot.prefetch_write([self.changing as usize]);
     }
 }
 
@@ -174,13 +180,13 @@ pub fn mark_of(slot: GuestSlice<'_>) -> Option<Mark> {
 
 #[inline]
 fn mark_at(slot: GuestSlice<'_>, at: usize) -> Option<Mark> {
-    let mut bytes = [0; MARK];
-    let from = slot.skip(HEADER_LEN + at);
-    if from.len() < MARK {
-        return None;
-    }
-    from.read_to(0, &mut bytes);
-    parse(&bytes)
+    parse(&slot.read_array(HEADER_LEN + at)?)
+}
+
+/// Asks the CPU for the part of a received frame that [`mark_of`] looks at first.
+#[inline]
+pub fn expect_mark(slot: GuestSlice<'_>) {
+    slot.prefetch([HEADER_LEN + UDP_END]);
 }
 
 /// The mark of a frame without a virtio-net header.

@@ -10,8 +10,12 @@ use virtio::memory::GuestSlice;
 use virtio::net::{HEADER_LEN, NetHeader};
 use virtio::split::driver::Buffer;
 
+use super::frame::expect_mark;
+
 /// Receive buffers that are posted at once where the ring is long enough.
 const BATCH: usize = 32;
+/// Received frames that are asked of the cache before the first of them is looked at.
+const AHEAD: usize = 64;
 
 /// Who opens the socket.
 #[derive(Debug)]
@@ -66,6 +70,12 @@ pub enum PortError {
         socket: PathBuf,
         /// What the kernel said.
         source: io::Error,
+    },
+    /// A back-end that forwards nothing.
+    #[error("no frame passes between some of {ports} ports: see what the back-end logs")]
+    Silent {
+        /// How many there are.
+        ports: usize,
     },
     /// Nobody at the other end.
     #[error("{}: no back-end within {} s: {source}; start it first", socket.display(), limit.as_secs())]
@@ -171,13 +181,22 @@ impl Port {
         self.endpoint.map.slice(buffer.addr, buffer.len as usize)
     }
 
-    /// Calls `free` with each slot that the device is done with.
+    /// Calls `free` with each slot that the device is done with, and its memory.
     #[inline]
-    pub fn reclaim(&mut self, pair: usize, mut free: impl FnMut(u16)) -> Result<(), PortError> {
-        let driver = &mut self.endpoint.queues[pair * 2 + 1].driver;
-        while let Some((token, _)) = driver.pop_used().map_err(EndpointError::from)? {
+    pub fn reclaim(
+        &mut self,
+        pair: usize,
+        mut free: impl FnMut(u16, GuestSlice<'_>),
+    ) -> Result<(), PortError> {
+        let Endpoint { map, queues, .. } = &mut self.endpoint;
+        let queue = &mut queues[pair * 2 + 1];
+        while let Some((token, _)) = queue.driver.pop_used().map_err(EndpointError::from)? {
             // Tokens are slots that were pushed.
-            free(u16::try_from(token).unwrap_or(0));
+            let slot = u16::try_from(token).unwrap_or(0);
+            let buffer = queue.buffer(slot);
+            if let Some(memory) = map.slice(buffer.addr, buffer.len as usize) {
+                free(slot, memory);
+            }
         }
         Ok(())
     }
@@ -217,7 +236,7 @@ impl Port {
         Ok(queue.publish().map_err(EndpointError::from)?)
     }
 
-    /// Takes at most `limit` received frames of `pair`; `see` gets the first buffer of each, virtio-net header included, and the
+    /// Takes at most `limit` received frames of `pair`, and no more than a batch of them; `see` gets the first buffer of each, virtio-net header included, and the
     /// bytes of the whole frame with its header.
     #[inline]
     pub fn receive(
@@ -229,16 +248,16 @@ impl Port {
         let Endpoint { map, queues, .. } = &mut self.endpoint;
         let queue = &mut queues[pair * 2];
         let mut taken = 0;
-        while taken < limit {
-            let Some((buffer, len)) = queue.take().map_err(EndpointError::from)? else {
-                break;
-            };
-            taken += 1;
-            let Some(first) = map.slice(buffer.addr, len as usize) else {
-                continue;
-            };
-            let mut total = len as usize;
-            if self.merges {
+        if self.merges {
+            while taken < limit {
+                let Some((buffer, len)) = queue.take().map_err(EndpointError::from)? else {
+                    break;
+                };
+                taken += 1;
+                let Some(first) = map.slice(buffer.addr, len as usize) else {
+                    continue;
+                };
+                let mut total = len as usize;
                 let mut header = [0; HEADER_LEN];
                 first.read_to(0, &mut header);
                 for _ in 1..NetHeader::from_bytes(&header).num_buffers {
@@ -248,8 +267,24 @@ impl Port {
                     };
                     total += len as usize;
                 }
+                see(first, total);
             }
-            see(first, total);
+        } else {
+            // First all places, then all frames: those come from the cache of another CPU, and should be on their way by then.
+            let mut frames = [None; AHEAD];
+            for frame in frames.iter_mut().take(limit) {
+                let Some((buffer, len)) = queue.take().map_err(EndpointError::from)? else {
+                    break;
+                };
+                taken += 1;
+                *frame = map.slice(buffer.addr, len as usize);
+                if let Some(slot) = frame {
+                    expect_mark(*slot);
+                }
+            }
+            for slot in frames.into_iter().take(taken).flatten() {
+                see(slot, slot.len());
+            }
         }
         // In batches, so that the ring's lines do not go to and fro between the processors for every frame.
         if queue.free.len() >= self.batch {

@@ -294,13 +294,21 @@ impl Sender {
 
     /// Takes back the slots that the device is done with; true when it has none left.
     fn reclaim(&mut self, port: &mut Port) -> Result<bool, PortError> {
-        let Self { lanes, owners, .. } = self;
-        port.reclaim(self.pair, |slot| {
-            if let Some(owner) = owners.get(usize::from(slot)) {
+        let Self {
+            lanes,
+            owners,
+            placed,
+            pair,
+            ..
+        } = self;
+        port.reclaim(*pair, |slot, memory| {
+            let at = usize::from(slot);
+            if let (Some(owner), Some(frame)) = (owners.get(at), placed.get(at)) {
                 lanes[*owner].slots.push_back(slot);
+                frame.expect_stamp(memory);
             }
         })?;
-        Ok(port.is_idle(self.pair))
+        Ok(port.is_idle(*pair))
     }
 
     /// Sends what is due; true when every stream has reached its limit.

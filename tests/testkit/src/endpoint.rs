@@ -484,6 +484,7 @@ impl Queue {
         }
     }
 
+    #[inline]
     fn give_back(&mut self, token: u64) -> u16 {
         // Tokens are slots that this queue handed out.
         let slot = u16::try_from(token).unwrap_or(0);
@@ -500,6 +501,7 @@ impl Queue {
     }
 
     /// Takes the next used buffer back, and the length the device wrote to it.
+    #[inline]
     pub fn take(&mut self) -> Result<Option<(Buffer, u32)>, RingError> {
         let Some((slot, len)) = self.driver.pop_used()? else {
             return Ok(None);
@@ -510,13 +512,16 @@ impl Queue {
 
     /// Gives every free buffer to the device, to be written.
     pub fn post(&mut self) -> Result<(), EndpointError> {
-        while let Some(slot) = self.free.pop() {
+        // In the order in which they came back, so that each round of the ring is like the one before.
+        let mut posted = 0;
+        for &slot in &self.free {
             let buffer = self.buffer(slot);
             if self.driver.push(&[], &[buffer], u64::from(slot)).is_err() {
-                self.free.push(slot);
                 break;
             }
+            posted += 1;
         }
+        self.free.drain(..posted);
         Ok(self.publish()?)
     }
 

@@ -2,6 +2,7 @@
 //!
 //! What the device may write is never trusted: which ids are free and what is outstanding is kept in private memory.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::ring::{Position, Ring, Tail};
@@ -28,7 +29,9 @@ pub struct DriverQueue {
     event_idx: bool,
     tables: Option<IndirectTables>,
     outstanding: Vec<Option<Outstanding>>,
-    free_ids: Vec<u16>,
+    /// Taken from at its front and added to at its end: where a device uses chains in order, each round of the ring is like the
+    /// one before.
+    free_ids: VecDeque<u16>,
     free: u16,
     next: Position,
     used: Position,
@@ -81,7 +84,7 @@ impl DriverQueue {
             event_idx: config.event_idx,
             tables,
             outstanding: vec![None; usize::from(size)],
-            free_ids: (0..size).rev().collect(),
+            free_ids: (0..size).collect(),
             free: size,
             first: None,
             moved: 0,
@@ -132,7 +135,7 @@ impl DriverQueue {
             return Err(QueueFull);
         }
         // There is an id for every free descriptor.
-        let id = self.free_ids.pop().ok_or(QueueFull)?;
+        let id = self.free_ids.pop_front().ok_or(QueueFull)?;
         if let Some(tables) = table {
             let (addr, len) = self.write_table(tables, id, readable, writable);
             self.make_available(
@@ -255,7 +258,7 @@ impl DriverQueue {
             .get_mut(usize::from(id))
             .and_then(Option::take)
             .ok_or(RingError::UsedId { id: u32::from(id) })?;
-        self.free_ids.push(id);
+        self.free_ids.push_back(id);
         self.free += chain.slots;
         self.used = self.used.forward(chain.slots, self.ring.size());
         if self.event_idx && self.want_interrupts {

@@ -56,7 +56,14 @@ pub struct DriverQueue {
     next: Vec<u16>,
     /// For every head outstanding, its chain.
     outstanding: Vec<Option<Outstanding>>,
+    /// What the descriptor table holds: what stays as it is need not be written, and its cache line not be taken from the device.
+    written: Vec<Descriptor>,
+    /// The same of the available ring.
+    offered: Vec<u16>,
     free_head: u16,
+    /// The free list is taken from at its head and added to here: where a device returns chains in order, each round of the ring
+    /// is like the one before.
+    free_tail: u16,
     free: u16,
     in_flight: u16,
     avail_idx: u16,
@@ -90,6 +97,10 @@ impl DriverQueue {
             }
         }
         // Before the device starts, the rings are the driver's to set up.
+        for index in 0..size {
+            ring.set_desc(index, Descriptor::default());
+            ring.set_avail_entry(index, 0);
+        }
         ring.set_avail_idx(config.next_avail);
         ring.set_used_flags(0);
         ring.set_used_idx(config.used_idx);
@@ -99,7 +110,10 @@ impl DriverQueue {
             tables,
             next: (1..=size).collect(),
             outstanding: vec![None; usize::from(size)],
+            written: vec![Descriptor::default(); usize::from(size)],
+            offered: vec![0; usize::from(size)],
             free_head: 0,
+            free_tail: size - 1,
             free: size,
             in_flight: 0,
             avail_idx: config.next_avail,
@@ -177,33 +191,50 @@ impl DriverQueue {
         if let Some(order) = &mut self.in_order {
             order.push(head);
         }
-        self.ring.set_avail_entry(self.avail_idx, head);
+        let place = usize::from(self.avail_idx) & (self.offered.len() - 1);
+        if self.offered[place] != head {
+            self.offered[place] = head;
+            self.ring.set_avail_entry(self.avail_idx, head);
+        }
         self.avail_idx = self.avail_idx.wrapping_add(1);
         Ok(())
     }
 
     /// Writes the buffers to descriptors from the free list on; returns the last one.
     #[inline]
-    fn write_chain(&self, head: u16, readable: &[Buffer], writable: &[Buffer]) -> u16 {
+    fn write_chain(&mut self, head: u16, readable: &[Buffer], writable: &[Buffer]) -> u16 {
         let total = readable.len() + writable.len();
         let (mut at, mut last) = (head, head);
         for (i, (buffer, write)) in buffers(readable, writable).enumerate() {
             let next = self.next[usize::from(at)];
-            let more = if i + 1 < total { DESC_F_NEXT } else { 0 };
+            let (more, follower) = if i + 1 < total {
+                (DESC_F_NEXT, next)
+            } else {
+                (0, 0)
+            };
             let desc = Descriptor {
                 addr: buffer.addr,
                 len: buffer.len,
                 flags: write | more,
-                next,
+                next: follower,
             };
-            self.ring.set_desc(at, desc);
+            self.write_desc(at, desc);
             last = at;
             at = next;
         }
         last
     }
 
-    fn write_table(&self, tables: IndirectTables, head: u16, readable: &[Buffer], writable: &[Buffer]) {
+    #[inline]
+    fn write_desc(&mut self, at: u16, desc: Descriptor) {
+        let known = &mut self.written[usize::from(at)];
+        if *known != desc {
+            *known = desc;
+            self.ring.set_desc(at, desc);
+        }
+    }
+
+    fn write_table(&mut self, tables: IndirectTables, head: u16, readable: &[Buffer], writable: &[Buffer]) {
         let total = readable.len() + writable.len();
         let bytes = usize::from(tables.entries) * DESC_LEN;
         let addr = tables.addr + (usize::from(head) * bytes) as u64;
@@ -225,7 +256,7 @@ impl DriverQueue {
             table.write_from(i * DESC_LEN + 8, &rest.to_ne_bytes());
         }
         let len = u32::try_from(total * DESC_LEN).unwrap_or(0);
-        self.ring.set_desc(
+        self.write_desc(
             head,
             Descriptor {
                 addr,
@@ -297,9 +328,14 @@ impl DriverQueue {
             .get_mut(head)
             .and_then(Option::take)
             .ok_or(RingError::UsedId { id })?;
-        self.next[usize::from(chain.last)] = self.free_head;
         // `head` indexes `outstanding`, which has at most 32768 entries.
-        self.free_head = u16::try_from(head).unwrap_or(0);
+        let first = u16::try_from(head).unwrap_or(0);
+        if self.free == 0 {
+            self.free_head = first;
+        } else {
+            self.next[usize::from(self.free_tail)] = first;
+        }
+        self.free_tail = chain.last;
         self.free += chain.descriptors;
         self.in_flight -= 1;
         self.next_used = self.next_used.wrapping_add(1);

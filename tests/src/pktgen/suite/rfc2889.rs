@@ -213,7 +213,7 @@ fn transmit(ports: &mut [Port], buffer: &dyn Fn(Buffer) -> Buffer) -> Result<u64
     let start = Instant::now();
     let mut last = start;
     while last.elapsed() < QUIET || (free.len() < under_way && start.elapsed() < PATIENCE) {
-        ports[0].reclaim(0, |slot| free.push(slot))?;
+        ports[0].reclaim(0, |slot, _| free.push(slot))?;
         let taken = ports[1].receive(0, ERRORS, |_, _| ())?;
         if taken > 0 {
             arrived += taken as u64;
