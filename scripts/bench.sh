@@ -1,9 +1,19 @@
 #!/bin/sh
-# Measures Netyard side by side with its peers and prints Markdown tables; progress goes to standard error.
-#   scripts/bench.sh BINDIR
+# Measures Netyard side by side with its peers and writes Markdown tables to a file; progress goes to standard error.
+#   scripts/bench.sh BINDIR [RESULTS]
+# What matters most comes first. BENCH_MINUTES (60) bounds the whole: what is not measured by then is left out, and said so.
+# BENCH_PARTS names the parts to measure, BENCH_PAIRS (3) says how often each takes its turn, BENCH_SECONDS (0.4) for how long.
 set -eu
-PATH="$(cd "$1" && pwd):$PATH"
+bindir=$(cd "$1" && pwd)
+results=${2:-$bindir/bench.md}
+images=$(cd "$(dirname "$0")/../docs/src/images" && pwd)
+PATH="$bindir:$PATH"
 export PATH
+
+parts=${BENCH_PARTS:-peers growth latency testpmd-loop upkeep vde boot bridge vf}
+pairs=${BENCH_PAIRS:-3}
+seconds=${BENCH_SECONDS:-0.4}
+end=$(($(date +%s) + 60 * ${BENCH_MINUTES:-60}))
 
 # Whatever happens, no emulated host of ours stays behind; one that was there before does.
 was_up=no
@@ -14,31 +24,46 @@ cleanup() {
 trap cleanup EXIT
 trap 'exit 130' INT TERM
 
-load() {
-    read -r load _ </proc/loadavg
-    printf '\nLoad average: %s on %s processors.\n' "$load" "$(nproc)"
+say() {
+    printf '%s\n' "$*" >>"$results"
 }
 
-printf '## Boot and memory\n\n'
-netyard-bench boot
-load
-printf '\n## Two guests\n\n'
-netyard-bench bridge
-load
-printf '\n## A virtual function\n\n'
-netyard-bench vf
-load
-# The generator and what it measures have a processor each; the emulated host would be a third.
-cleanup
-pairs=${BENCH_PAIRS:-3}
-printf '\n## One processor of the switch\n\n'
-netyard-bench peers --pairs "$pairs"
-load
-printf '\n## With another generator\n\n'
-netyard-bench testpmd-loop --pairs "$pairs"
-load
-printf '\n## How cost grows\n\n'
-netyard-bench growth --pairs "$pairs" --images "$(dirname "$0")/../docs/src/images"
-printf '\n## What else the switch costs\n\n'
-netyard-bench upkeep --pairs "$pairs"
-load
+# part TITLE SECONDS COMMAND...: a part that is known to take so many seconds, if there is time for it.
+part() {
+    title=$1 needed=$2
+    shift 2
+    left=$((end - $(date +%s)))
+    say "## $title" ''
+    if [ "$left" -lt "$needed" ]; then
+        say "Left out: $left s were left of $needed s that it takes." ''
+        return
+    fi
+    if ! "$@" >>"$results"; then say '' "Ended before its time: \`$*\`."; fi
+    read -r load _ </proc/loadavg
+    say '' "Load average at the end: $load on $(nproc) processors." ''
+}
+
+: >"$results"
+say "# Measured on $(uname -sr), $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" ''
+for name in $parts; do
+    case $name in
+    peers)
+        # It leaves rows out by itself when the time is up.
+        part 'Frames a second' 60 netyard-bench peers --only throughput --pairs "$pairs" --seconds "$seconds" \
+            --limit $((end - $(date +%s)))
+        ;;
+    latency) part 'Latency' 90 netyard-bench peers --only latency --pairs "$pairs" --seconds "$seconds" ;;
+    vde) part 'vde_switch' 30 netyard-bench peers --only vde --pairs "$pairs" --seconds "$seconds" ;;
+    growth) part 'How cost grows' 120 netyard-bench growth --pairs "$pairs" --seconds "$seconds" --images "$images" ;;
+    testpmd-loop) part 'With another generator' 120 netyard-bench testpmd-loop --pairs "$pairs" ;;
+    upkeep) part 'What else the switch costs' 60 netyard-bench upkeep --pairs "$pairs" --seconds "$seconds" ;;
+    boot) part 'Boot and memory' 420 netyard-bench boot ;;
+    bridge) part 'Two guests' 420 netyard-bench bridge ;;
+    vf) part 'A virtual function' 420 netyard-bench vf ;;
+    *)
+        echo "$name: no such part: peers growth latency testpmd-loop upkeep vde boot bridge vf" >&2
+        exit 2
+        ;;
+    esac
+done
+cat "$results"

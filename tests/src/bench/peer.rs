@@ -143,12 +143,11 @@ impl Peer {
             if passed.streams.iter().all(|stream| stream.received > 0) {
                 return Ok(());
             }
-            assert!(
-                Instant::now() < end,
-                "{}: no frame passes between some of {} ports",
-                self.kind,
-                self.ports.len()
-            );
+            if Instant::now() >= end {
+                return Err(PortError::Silent {
+                    ports: self.ports.len(),
+                });
+            }
         }
     }
 

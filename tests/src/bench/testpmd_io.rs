@@ -40,7 +40,8 @@ impl TestpmdIo {
         }
         command
             .args(["--", "-i", "--forward-mode=io", "--auto-start"])
-            .arg("--total-num-mbufs=65536")
+            // A super-frame takes dozens of buffers; without huge pages there would not be room for so many.
+            .arg(format!("--total-num-mbufs={}", if tso { 65536 } else { 16384 }))
             // Its prompt waits for as long as the pipe is open.
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

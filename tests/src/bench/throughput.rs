@@ -1,7 +1,7 @@
 //! Frames a second through each peer, by frame size, direction, flows, ports and kind of ring.
 
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::median::median;
 use super::peer::{KINDS, Kind, Peer, neighbours};
@@ -50,6 +50,14 @@ pub struct Effort {
     pub trial: Duration,
     /// Only rows whose names hold this text.
     pub rows: Option<String>,
+    /// When no further row is begun.
+    pub end: Option<Instant>,
+}
+
+impl Effort {
+    fn is_over(&self) -> bool {
+        self.end.is_some_and(|end| Instant::now() >= end)
+    }
 }
 
 /// Measures all rows and gives a Markdown table.
@@ -58,7 +66,12 @@ pub fn measure(effort: &Effort) -> String {
         "| frames | `vswitch` | Open vSwitch | `testpmd` `io` | to Open vSwitch | to `testpmd` `io` |\n\
                      |---|---|---|---|---|---|\n"
             .to_owned();
+    let mut left_out = 0;
     for group in groups(effort) {
+        if effort.is_over() {
+            left_out += group.cases.len();
+            continue;
+        }
         let layout = layout(&group);
         let mut peers: Vec<Peer> = KINDS
             .into_iter()
@@ -71,10 +84,17 @@ pub fn measure(effort: &Effort) -> String {
             })
             .collect();
         for case in &group.cases {
+            if effort.is_over() {
+                left_out += 1;
+                continue;
+            }
             let row = row(case, &mut peers, effort);
             eprint!("{row}");
             table += &row;
         }
+    }
+    if left_out > 0 {
+        let _ = writeln!(table, "\nThe time was up: {left_out} rows are left out.");
     }
     table
 }
@@ -159,9 +179,10 @@ fn streams(case: &Case, ports: usize) -> Vec<Stream> {
 
 fn groups(effort: &Effort) -> Vec<Group> {
     let mut groups = Vec::new();
-    for super_frames in [false, true] {
-        for ring in [Ring::Split, Ring::Packed] {
-            for ports in [2, 8] {
+    // What matters most first, for when there is not time for all.
+    for ports in [2, 8] {
+        for super_frames in [false, true] {
+            for ring in [Ring::Split, Ring::Packed] {
                 let mut cases = cases(ports, ring, super_frames);
                 if let Some(text) = &effort.rows {
                     cases.retain(|case| case.name.contains(text));
@@ -233,6 +254,7 @@ mod tests {
             pairs: 1,
             trial: Duration::ZERO,
             rows: rows.map(str::to_owned),
+            end: None,
         };
         groups(&effort)
             .into_iter()

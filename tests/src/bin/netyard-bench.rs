@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, ValueEnum};
 use netyard_tests::bench::hugepages::HugePages;
@@ -22,6 +22,9 @@ enum Bench {
         /// Rows of the throughput table whose names hold this text, as in `64, both ways`
         #[arg(long)]
         rows: Option<String>,
+        /// Seconds after which no further row of the throughput table is begun
+        #[arg(long)]
+        limit: Option<u64>,
     },
     /// How the cost of a frame grows with ports, addresses, queue pairs and memory regions: a table, and a graph of each
     Growth {
@@ -102,6 +105,7 @@ impl Turns {
             pairs: self.pairs.max(1),
             trial: Duration::from_secs_f64(self.seconds.clamp(0.01, 60.0)),
             rows: None,
+            end: None,
         }
     }
 }
@@ -137,10 +141,16 @@ fn main() -> ExitCode {
         return code.into();
     }
     let table = match bench {
-        Bench::Peers { only, turns, rows } => peers(
+        Bench::Peers {
+            only,
+            turns,
+            rows,
+            limit,
+        } => peers(
             &only,
             &Effort {
                 rows,
+                end: limit.map(|seconds| Instant::now() + Duration::from_secs(seconds)),
                 ..turns.effort()
             },
         ),
