@@ -11,8 +11,10 @@ use std::sync::Arc;
 
 pub use cursor::Cursor;
 pub use region::{Region, SharedMemory};
-pub use slice::{GuestSlice, chain_len, copy_chain, read_array, read_chain, write_array, write_chain};
-pub(crate) use slice::{prefetch, prefetch_write};
+pub(crate) use slice::prefetch_write;
+pub use slice::{
+    GuestSlice, chain_len, copy_chain, prefetch, read_array, read_chain, write_array, write_chain,
+};
 pub use vectored::{read_vectored, write_vectored};
 
 /// The most regions a map may have (what the `vhost` crate offers as memory slots).
@@ -72,13 +74,25 @@ pub enum MemoryError {
 
 /// What translation needs of a region, side by side in one vector.
 #[derive(Debug, Clone, Copy)]
-struct Span {
+pub(crate) struct Span {
     start: u64,
     len: u64,
     ptr: NonNull<u8>,
 }
 
 impl Span {
+    /// Where `gpa..gpa + len` is in this process, when that is inside the span. The place is valid for as long as the map lives
+    /// that the span is of.
+    #[inline]
+    pub(crate) fn translate(&self, gpa: u64, len: u64) -> Option<NonNull<u8>> {
+        let off = gpa.wrapping_sub(self.start);
+        if off >= self.len || len > self.len - off {
+            return None;
+        }
+        // SAFETY: off < self.len.
+        Some(unsafe { self.at(off) })
+    }
+
     /// Where the byte at `off` is.
     ///
     /// # Safety
@@ -223,14 +237,19 @@ impl MemoryMap {
     /// Where `gpa..gpa + len` is in this process. `hint` is the caller's memory of the region that was right last time.
     #[inline]
     pub(crate) fn translate(&self, hint: &mut usize, gpa: u64, len: u64) -> Option<NonNull<u8>> {
-        if let Some(span) = self.spans.get(*hint) {
-            let off = gpa.wrapping_sub(span.start);
-            if off < span.len && len <= span.len - off {
-                // SAFETY: off < span.len.
-                return Some(unsafe { span.at(off) });
-            }
-        }
-        self.translate_other(hint, gpa, len)
+        self.span(*hint)
+            .translate(gpa, len)
+            .or_else(|| self.translate_other(hint, gpa, len))
+    }
+
+    /// The span that a hint is about; an empty one where there is none.
+    #[inline]
+    pub(crate) fn span(&self, hint: usize) -> Span {
+        self.spans.get(hint).copied().unwrap_or(Span {
+            start: 0,
+            len: 0,
+            ptr: NonNull::dangling(),
+        })
     }
 
     fn translate_other(&self, hint: &mut usize, gpa: u64, len: u64) -> Option<NonNull<u8>> {

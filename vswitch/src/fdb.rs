@@ -9,10 +9,11 @@
 //! value  63..60 version │ 48 static │ 47..16 last seen (s) │ 15..0 port
 //! ```
 //!
-//! A reader takes the key, then the value, and believes the value only if both carry the same version. A
-//! writer who gives an entry to another address stores the value first, with the next version; refreshing
-//! an entry or moving it to another port exchanges its value alone. Entries are made and freed under one
-//! lock that a worker only ever tries: if the lock is taken, the next frame from that address learns it.
+//! A reader takes the key, then the value, then the key again, and believes the value only if both carry
+//! the same version and the key is still the same. A writer who gives an entry to another address stores the
+//! value first, with the next version; refreshing an entry or moving it to another port exchanges its value
+//! alone. Entries are made and freed under one lock that a worker only ever tries: if the lock is taken, the
+//! next frame from that address learns it.
 
 mod policy;
 #[cfg(test)]
@@ -24,7 +25,7 @@ use std::sync::PoisonError;
 
 use crate::mac::MacAddr;
 use crate::port_id::{MAX_PORTS, PortId};
-use crate::sync::{AtomicU32, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, prefetch};
 
 pub use policy::OnFull;
 
@@ -113,14 +114,17 @@ pub struct FdbCounters {
     pub refused: AtomicU64,
 }
 
-#[repr(align(64))]
+/// A set: a cache line of keys, and beside it, where a CPU fetches lines in pairs, the line of their values.
+#[repr(align(128))]
 #[derive(Default)]
-struct Line([AtomicU64; WAYS]);
+struct Set {
+    keys: [AtomicU64; WAYS],
+    values: [AtomicU64; WAYS],
+}
 
 /// The forwarding database.
 pub struct Fdb {
-    keys: Box<[Line]>,
-    values: Box<[Line]>,
+    sets: Box<[Set]>,
     set_mask: u64,
     seed: u64,
     size: usize,
@@ -174,8 +178,7 @@ impl Fdb {
         let size = config.size.clamp(*SIZE_LIMITS.start(), *SIZE_LIMITS.end());
         let sets = (size * 2).div_ceil(WAYS).next_power_of_two().max(4);
         Self {
-            keys: (0..sets).map(|_| Line::default()).collect(),
-            values: (0..sets).map(|_| Line::default()).collect(),
+            sets: (0..sets).map(|_| Set::default()).collect(),
             set_mask: sets as u64 - 1,
             seed: seed | 1,
             size,
@@ -200,6 +203,18 @@ impl Fdb {
             None
         } else {
             Some(port_of(value))
+        }
+    }
+
+    /// Asks the CPU for what [`lookup`](Self::lookup) and [`learn`](Self::learn) of this address will look at.
+    #[inline]
+    pub fn prefetch(&self, mac: MacAddr, vlan: u16) {
+        let (first, second) = self.sets_of(key_of(mac, vlan));
+        for set in [first, second] {
+            if let Some(set) = self.sets.get(set) {
+                prefetch(&raw const set.keys);
+                prefetch(&raw const set.values);
+            }
         }
     }
 
@@ -270,7 +285,7 @@ impl Fdb {
 
     /// Every entry that has not aged, ordered by VLAN and address.
     pub fn entries(&self, now: u32) -> Vec<FdbEntry> {
-        let mut entries: Vec<FdbEntry> = (0..self.keys.len())
+        let mut entries: Vec<FdbEntry> = (0..self.sets.len())
             .flat_map(|set| (0..WAYS).map(move |way| Slot { set, way }))
             .filter_map(|slot| self.read(slot))
             .filter(|&(_, value)| !self.is_expired(value, now))
@@ -349,11 +364,13 @@ impl Fdb {
 
     #[inline]
     fn find_in(&self, set: usize, key: u64) -> Option<(Slot, u64)> {
-        for (way, word) in self.keys[set].0.iter().enumerate() {
+        for (way, word) in self.sets[set].keys.iter().enumerate() {
             let word = word.load(Ordering::Acquire);
             if word & KEY_MASK == key {
-                let value = self.values[set].0[way].load(Ordering::Acquire);
-                if value >> VERSION_SHIFT == word >> VERSION_SHIFT {
+                let value = self.sets[set].values[way].load(Ordering::Acquire);
+                // A reader that is stopped in between may miss as many owners as there are versions: so the key once more.
+                let same = self.sets[set].keys[way].load(Ordering::Acquire) == word;
+                if same && value >> VERSION_SHIFT == word >> VERSION_SHIFT {
                     return Some((Slot { set, way }, value));
                 }
             }
@@ -363,8 +380,8 @@ impl Fdb {
 
     /// The key and value of an entry, unless it is free or just changing hands.
     fn read(&self, slot: Slot) -> Option<(u64, u64)> {
-        let key = self.keys[slot.set].0[slot.way].load(Ordering::Acquire);
-        let value = self.values[slot.set].0[slot.way].load(Ordering::Acquire);
+        let key = self.sets[slot.set].keys[slot.way].load(Ordering::Acquire);
+        let value = self.sets[slot.set].values[slot.way].load(Ordering::Acquire);
         let whole = key & MAC_MASK != 0 && key >> VERSION_SHIFT == value >> VERSION_SHIFT;
         whole.then_some((key & KEY_MASK, value))
     }
@@ -376,7 +393,7 @@ impl Fdb {
     /// Brings an entry up to date. If another writer was faster, his word is as new as ours.
     fn refresh(&self, slot: Slot, old: u64, port: PortId, now: u32) {
         let new = value_of(port, now, false, old >> VERSION_SHIFT);
-        let word = &self.values[slot.set].0[slot.way];
+        let word = &self.sets[slot.set].values[slot.way];
         let swapped = word
             .compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed)
             .is_ok();
@@ -411,10 +428,10 @@ impl Fdb {
 
     /// Gives a free entry to an address. The lock is held.
     fn fill(&self, slot: Slot, key: u64, port: PortId, now: u32, is_static: bool) {
-        let value = &self.values[slot.set].0[slot.way];
+        let value = &self.sets[slot.set].values[slot.way];
         let version = (value.load(Ordering::Relaxed) >> VERSION_SHIFT).wrapping_add(1) & 0xf;
         value.store(value_of(port, now, is_static, version), Ordering::Release);
-        self.keys[slot.set].0[slot.way].store(key | version << VERSION_SHIFT, Ordering::Release);
+        self.sets[slot.set].keys[slot.way].store(key | version << VERSION_SHIFT, Ordering::Release);
         self.len.fetch_add(1, Ordering::Relaxed);
         self.count(port).fetch_add(1, Ordering::Relaxed);
         if is_static {
@@ -427,8 +444,8 @@ impl Fdb {
     /// The value gets the next version at once, so that a worker about to refresh the entry fails, and the
     /// port that loses it is the one the entry named last.
     fn free(&self, slot: Slot) {
-        self.keys[slot.set].0[slot.way].store(0, Ordering::Release);
-        let word = &self.values[slot.set].0[slot.way];
+        self.sets[slot.set].keys[slot.way].store(0, Ordering::Release);
+        let word = &self.sets[slot.set].values[slot.way];
         let version = (word.load(Ordering::Relaxed) >> VERSION_SHIFT).wrapping_add(1) & 0xf;
         let value = word.swap(version << VERSION_SHIFT, Ordering::AcqRel);
         self.len.fetch_sub(1, Ordering::Relaxed);
@@ -440,9 +457,9 @@ impl Fdb {
 
     fn free_where(&self, mut condition: impl FnMut(u64) -> bool) -> usize {
         let mut freed = 0;
-        for first in (0..self.keys.len()).step_by(SETS_PER_HOLD) {
+        for first in (0..self.sets.len()).step_by(SETS_PER_HOLD) {
             let _change = self.lock();
-            for set in first..self.keys.len().min(first + SETS_PER_HOLD) {
+            for set in first..self.sets.len().min(first + SETS_PER_HOLD) {
                 for way in 0..WAYS {
                     let slot = Slot { set, way };
                     if self.read(slot).is_some_and(|(_, value)| condition(value)) {

@@ -173,7 +173,7 @@ pub(crate) fn prefetch_write<T>(at: *const T) {
 
 /// Asks the CPU to fetch the cache line at `at`. A hint: any address is allowed.
 #[inline]
-pub(crate) fn prefetch<T>(at: *const T) {
+pub fn prefetch<T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch never faults, whatever the address; SSE is part of x86-64.
     unsafe {

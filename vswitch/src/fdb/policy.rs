@@ -44,7 +44,7 @@ impl Fdb {
         }
         // Aged entries go first wherever they are found; if both of the address's own sets are full, only
         // an entry of theirs helps.
-        let sets = self.keys.len();
+        let sets = self.sets.len();
         let visited = if free.is_some() { SETS_VISITED.min(sets) } else { 0 };
         let more = (1..visited).map(|step| (first + step) % sets);
         let others = more.filter(|&set| set != second);
@@ -56,15 +56,12 @@ impl Fdb {
     /// A free entry in the emptier of two sets.
     fn freer_set(&self, first: usize, second: usize) -> Option<Slot> {
         let free_in = |set: usize| {
-            let free = self.keys[set]
-                .0
+            let keys = &self.sets[set].keys;
+            let free = keys
                 .iter()
                 .filter(|word| word.load(Ordering::Relaxed) == 0)
                 .count();
-            let way = self.keys[set]
-                .0
-                .iter()
-                .position(|word| word.load(Ordering::Relaxed) == 0);
+            let way = keys.iter().position(|word| word.load(Ordering::Relaxed) == 0);
             (free, way.map(|way| Slot { set, way }))
         };
         let (free_first, slot_first) = free_in(first);
