@@ -8,7 +8,8 @@ use crate::memory::MemoryMap;
 /// Chains that a [`Burst`] holds unless told otherwise.
 pub const DEFAULT_BURST: usize = 64;
 /// Offsets in a readable buffer whose cache lines are fetched ahead: those of its first 140 bytes, wherever lines begin.
-const READ_FIRST: [usize; 3] = [0, 75, 139];
+const READ_FIRST: [usize; 2] = [0, 75];
+const READ_NEXT: [usize; 1] = [139];
 /// The same in a writable buffer: a short frame with its header.
 const WRITTEN_FIRST: [usize; 2] = [0, 75];
 /// Once a burst has walked this many descriptors of long chains, it ends: a peer can't make one pop arbitrarily long.
@@ -209,6 +210,9 @@ impl Burst {
             view.prefetch_write(WRITTEN_FIRST);
         } else {
             view.prefetch(READ_FIRST);
+            if view.len() > READ_FIRST[1] + 1 {
+                view.prefetch(READ_NEXT);
+            }
         }
     }
 

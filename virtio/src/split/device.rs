@@ -11,7 +11,7 @@ use crate::atomic::{Ordering, fence};
 use crate::burst::Burst;
 use crate::collect::Collector;
 use crate::desc::{AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, Descriptor, USED_F_NO_NOTIFY};
-use crate::memory::{GuestSlice, MemoryMap};
+use crate::memory::{GuestSlice, MemoryMap, Span};
 use crate::queue::passes_event;
 
 #[cfg(test)]
@@ -129,13 +129,14 @@ impl DeviceQueue {
             self.ring.prefetch_desc(*head);
             slot = slot.wrapping_add(1);
         }
+        let size = self.ring.size();
+        let mut span = self.mem.span(self.hint);
         for &head in &heads[..want] {
-            let size = self.ring.size();
             if head >= size {
                 return Err(RingError::DescriptorIndex { index: head, size });
             }
             let desc = self.ring.desc(head);
-            let full = if let Some(view) = self.single(desc) {
+            let full = if let Some(view) = self.single(&mut span, desc) {
                 // SAFETY: `single` translated with the map that the burst was begun with.
                 unsafe { burst.push_single(head, desc.is_writable(), view, desc.len) };
                 false
@@ -151,15 +152,19 @@ impl DeviceQueue {
         Ok(false)
     }
 
-    /// The buffer of a chain that is one direct descriptor inside one region: nearly all of them.
+    /// The buffer of a chain that is one direct descriptor inside one region: nearly all of them. `span` is of this queue's memory,
+    /// the one that was right last time.
     #[inline]
-    fn single(&mut self, desc: Descriptor) -> Option<GuestSlice<'static>> {
+    fn single(&mut self, span: &mut Span, desc: Descriptor) -> Option<GuestSlice<'static>> {
         if desc.flags & (DESC_F_NEXT | DESC_F_INDIRECT) != 0 || desc.len == 0 {
             return None;
         }
-        let ptr = self
-            .mem
-            .translate(&mut self.hint, desc.addr, u64::from(desc.len))?;
+        let len = u64::from(desc.len);
+        let ptr = span.translate(desc.addr, len).or_else(|| {
+            let ptr = self.mem.translate(&mut self.hint, desc.addr, len)?;
+            *span = self.mem.span(self.hint);
+            Some(ptr)
+        })?;
         // SAFETY: the bytes are in one region of `mem`; the only caller stores the view in a burst that keeps `mem`.
         Some(unsafe { GuestSlice::new(ptr, desc.len as usize) })
     }

@@ -13,7 +13,7 @@ use super::deliver::Sent;
 use super::examine::Examined;
 use crate::counters::DropReason;
 use crate::frame::MTU_OVERHEAD;
-use crate::port::EgressRing;
+use crate::port::{EgressRing, Port};
 
 /// A receive queue during one burst.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub(super) struct Receiver<'a> {
     buffers: &'a mut Burst,
     /// The first of them that was not used yet.
     next: usize,
+    /// Those that were, and the bytes written to each, to go into the ring together.
+    used: &'a mut Vec<(u16, u32)>,
     features: u64,
     mtu: usize,
     /// For frames that have to be changed on the way.
@@ -37,11 +39,12 @@ impl<'a> Receiver<'a> {
     pub(super) fn new(
         ring: &'a mut EgressRing,
         buffers: &'a mut Burst,
+        used: &'a mut Vec<(u16, u32)>,
         scratch: &'a mut Vec<u8>,
-        features: u64,
-        mtu: u16,
+        port: &Port,
         expected: usize,
     ) -> Self {
+        used.clear();
         if let Err(error) = ring.queue.pop_burst(buffers, expected) {
             ring.state.fail(&error);
         }
@@ -49,8 +52,9 @@ impl<'a> Receiver<'a> {
             ring,
             buffers,
             next: 0,
-            features,
-            mtu: usize::from(mtu),
+            used,
+            features: port.features(),
+            mtu: usize::from(port.mtu()),
             scratch,
             frames: 0,
             bytes: 0,
@@ -64,6 +68,7 @@ impl<'a> Receiver<'a> {
         let unused = self.buffers.len() - self.next;
         // A burst holds far fewer chains than that.
         self.ring.queue.unpop(u16::try_from(unused).unwrap_or(0));
+        self.ring.queue.add_used(self.used.drain(..));
         self.ring.queue.publish()
     }
 
@@ -124,7 +129,7 @@ impl<'a> Receiver<'a> {
         }
         // A buffer's length fits.
         let written = u32::try_from(total).unwrap_or(u32::MAX);
-        self.ring.queue.add_used([(head, written)]);
+        self.used.push((head, written));
         self.next += 1;
         self.frames += 1;
         self.bytes += frame.len as u64;
@@ -276,7 +281,7 @@ impl<'a> Receiver<'a> {
     fn give_back(&mut self, upto: usize) {
         while self.next <= upto {
             if let Some(chain) = self.buffers.get(self.next) {
-                self.ring.queue.add_used([(chain.head, 0)]);
+                self.used.push((chain.head, 0));
             }
             self.next += 1;
             self.bad_buffers += 1;
@@ -304,7 +309,7 @@ impl<'a> Receiver<'a> {
         for _ in 0..count {
             if let Some(chain) = self.buffers.get(self.next) {
                 let len = left.min(chain.writable_len);
-                self.ring.queue.add_used([(chain.head, len)]);
+                self.used.push((chain.head, len));
                 left -= len;
             }
             self.next += 1;

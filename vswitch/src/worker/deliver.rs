@@ -9,10 +9,11 @@ use virtio::memory::GuestSlice;
 use super::BURST;
 use super::examine::Examined;
 use super::plan::Plan;
-use super::train::{Trains, Verdict};
+use super::train::{Train, Trains, Verdict};
 use crate::bridge::{Bridge, PortTable};
 use crate::config::LinkSetting;
-use crate::counters::DropReason;
+use crate::counters::{DropReason, QueueCounters};
+use crate::fdb::Fdb;
 use crate::port::Port;
 
 /// The frames of one burst where their sender left them, virtio-net headers first.
@@ -72,6 +73,8 @@ impl Sent<'_> {
 pub(super) struct Forwarder {
     /// Buffers taken from a receiver.
     pub(super) received: Burst,
+    /// Those of them that hold frames, until the ring is told.
+    pub(super) used: Vec<(u16, u32)>,
     pub(super) frames: Vec<Examined>,
     pub(super) plan: Plan,
     pub(super) scratch: Vec<u8>,
@@ -83,6 +86,7 @@ impl Forwarder {
     pub(super) fn new() -> Self {
         Self {
             received: Burst::with_capacity(BURST),
+            used: Vec::with_capacity(BURST),
             frames: vec![Examined::empty(); BURST],
             plan: Plan::new(),
             scratch: Vec::new(),
@@ -120,7 +124,7 @@ impl Forwarder {
             .is_some_and(|piece| examined.take_piece(piece, 0, port.mtu()).is_ok());
         if good {
             for to in ports.iter().filter(|to| to.id() != port.id()) {
-                self.plan.send(to, examined, 0);
+                self.plan.send(to, examined, bit(0));
             }
             self.deliver_all(ports, sent);
             self.notify();
@@ -145,13 +149,43 @@ impl Forwarder {
             counters.drops.add(DropReason::LinkDown, sent.len() as u64);
             return;
         }
-        let several_pairs = port.pairs().len() > 1;
-        let (mut frames, mut bytes) = (0, 0);
+        let (good, mut bytes) = self.examine(sent, features, mtu, bridge.fdb(), counters);
         let mut trains = Trains::new(bridge, ports, port);
-        for number in 0..sent.len() {
-            let Some(examined) = self.frames.get_mut(number) else {
+        let mut refused = 0;
+        for number in numbers(good) {
+            let Some(examined) = self.frames.get(number) else {
                 break;
             };
+            if let Some(train) = trains.join(examined, number, &mut self.plan) {
+                refused |= self.dispatch(&train, ports, port, pair);
+            }
+        }
+        for train in trains.into_trains() {
+            refused |= self.dispatch(&train, ports, port, pair);
+        }
+        if refused != 0 {
+            bytes = numbers(good & !refused)
+                .filter_map(|number| self.frames.get(number))
+                .map(|examined| examined.len as u64)
+                .sum();
+        }
+        counters.frames.add(u64::from((good & !refused).count_ones()));
+        counters.bytes.add(bytes);
+        counters.bursts.add(1);
+        self.deliver_all(ports, sent);
+    }
+    /// Reads and checks all frames of a burst; returns which are good, one bit each, and their bytes.
+    fn examine(
+        &mut self,
+        sent: &Sent<'_>,
+        features: u64,
+        mtu: u16,
+        fdb: &Fdb,
+        counters: &QueueCounters,
+    ) -> (u64, u64) {
+        let (mut good, mut bytes) = (0, 0);
+        let mut last = None;
+        for (number, examined) in self.frames.iter_mut().enumerate().take(sent.len()) {
             let taken = match sent.piece(number) {
                 Some(piece) => examined.take_piece(piece, features, mtu),
                 None => sent.take_chain(number, examined, features, mtu),
@@ -160,35 +194,96 @@ impl Forwarder {
                 counters.drops.add(reason, 1);
                 continue;
             }
-            let train = trains.of(examined, &mut self.plan);
-            if let Verdict::Refused(reason) = train {
-                counters.drops.add(reason, 1);
-                continue;
-            }
-            frames += 1;
+            good |= bit(number);
             bytes += examined.len as u64;
-            if several_pairs {
-                port.flows()
-                    .note(examined.flow(), u8::try_from(pair).unwrap_or(0));
-            }
-            match train {
-                Verdict::Queue(list) => self.plan.add(list, number),
-                Verdict::Port(to) => {
-                    if !self.plan.send(to, examined, number) {
-                        self.plan.give_up(to.id());
-                    }
+            // What the database holds of these addresses is on its way while the other frames are read.
+            let addresses = Some(examined.addresses());
+            if addresses != last {
+                last = addresses;
+                if let Some(frame) = examined.frame() {
+                    fdb.prefetch(frame.source, 0);
+                    fdb.prefetch(frame.destination, 0);
                 }
-                Verdict::Everybody => {
-                    for to in ports.iter().filter(|to| to.id() != port.id()) {
-                        self.plan.send(to, examined, number);
-                    }
-                }
-                Verdict::Dropped(reason) | Verdict::Refused(reason) => counters.drops.add(reason, 1),
             }
         }
-        counters.frames.add(frames);
-        counters.bytes.add(bytes);
-        counters.bursts.add(1);
-        self.deliver_all(ports, sent);
+        (good, bytes)
+    }
+
+    /// Does with the frames of a train what was found out about them; returns those that count as never received.
+    fn dispatch(&mut self, train: &Train<'_>, ports: &PortTable, port: &Port, pair: usize) -> u64 {
+        let Some(queues) = port.pairs().get(pair) else {
+            return 0;
+        };
+        let drops = &queues.ingress.counters().drops;
+        let count = u64::from(train.frames.count_ones());
+        if let Verdict::Refused(reason) = train.verdict {
+            drops.add(reason, count);
+            return train.frames;
+        }
+        if port.pairs().len() > 1 {
+            for number in numbers(train.frames) {
+                if let Some(examined) = self.frames.get(number) {
+                    let pair = u8::try_from(pair).unwrap_or(0);
+                    port.flows().note(examined.flow(), pair);
+                }
+            }
+        }
+        match train.verdict {
+            Verdict::Queue(list) => self.plan.add(list, train.frames),
+            Verdict::Port(to) => {
+                let lost = self.send(to, train.frames);
+                if lost != 0 {
+                    self.plan.give_up(to.id(), u64::from(lost.count_ones()));
+                }
+            }
+            Verdict::Everybody => {
+                for to in ports.iter().filter(|to| to.id() != port.id()) {
+                    self.send(to, train.frames);
+                }
+            }
+            Verdict::Dropped(reason) | Verdict::Refused(reason) => drops.add(reason, count),
+        }
+        0
+    }
+
+    /// Sends frames of the burst to a port; returns those that it cannot receive.
+    fn send(&mut self, to: &Port, frames: u64) -> u64 {
+        if to.ready() == 1 {
+            let list = self.plan.list(to.id(), 0);
+            self.plan.add(list, frames);
+            return 0;
+        }
+        let Self {
+            plan, frames: all, ..
+        } = self;
+        numbers(frames)
+            .filter(|number| {
+                all.get(*number)
+                    .is_some_and(|examined| !plan.send(to, examined, bit(*number)))
+            })
+            .map(bit)
+            .fold(0, |lost, frame| lost | frame)
     }
 }
+
+/// The frame of this number, in a set of frames of a burst.
+#[inline]
+fn bit(number: usize) -> u64 {
+    1 << (number % BURST)
+}
+
+/// The numbers of the frames in a set, in their order.
+#[inline]
+fn numbers(frames: u64) -> impl Iterator<Item = usize> {
+    let mut left = frames;
+    std::iter::from_fn(move || {
+        if left == 0 {
+            return None;
+        }
+        let number = left.trailing_zeros() as usize;
+        left &= left - 1;
+        Some(number)
+    })
+}
+
+const _: () = assert!(BURST == 64, "a burst's frames are the bits of a word");

@@ -119,9 +119,9 @@ impl Forwarder {
         let mut receiver = Receiver::new(
             ring,
             &mut self.received,
+            &mut self.used,
             &mut self.scratch,
-            port.features(),
-            port.mtu(),
+            port,
             expected as usize,
         );
         let mut again = 0;

@@ -63,11 +63,20 @@ impl Examined {
         features: u64,
         mtu: u16,
     ) -> Result<(), DropReason> {
-        self.take(std::slice::from_ref(&piece), piece.len(), features, mtu)
+        let copied = self.measure(piece.len())?;
+        let Some(sent) = piece.read_array(0) else {
+            return Err(DropReason::BadDescriptor);
+        };
+        piece.read_to(HEADER_LEN, &mut self.head[FRAME_AT..FRAME_AT + copied]);
+        let sent = NetHeader::from_bytes(&sent);
+        if sent.is_plain() && self.len <= usize::from(mtu) + MTU_OVERHEAD {
+            self.header = NetHeader::default();
+            return Ok(());
+        }
+        self.judge(&sent, std::slice::from_ref(&piece), features, mtu)
     }
 
     /// Reads and checks the frame in a list of `list_len` bytes, header included.
-    #[inline]
     fn take(
         &mut self,
         list: &[GuestSlice<'_>],
@@ -75,6 +84,20 @@ impl Examined {
         features: u64,
         mtu: u16,
     ) -> Result<(), DropReason> {
+        let copied = self.measure(list_len)?;
+        let Some(sent) = read_array(list) else {
+            return Err(DropReason::BadDescriptor);
+        };
+        let head = &mut self.head[FRAME_AT..FRAME_AT + copied];
+        if read_chain(list, HEADER_LEN, head) < head.len() {
+            return Err(DropReason::BadDescriptor);
+        }
+        self.judge(&NetHeader::from_bytes(&sent), list, features, mtu)
+    }
+
+    /// Notes how long a frame is that has so many bytes with its header; returns how many of them are to be copied.
+    #[inline]
+    fn measure(&mut self, list_len: usize) -> Result<usize, DropReason> {
         let Some(len) = list_len.checked_sub(HEADER_LEN) else {
             return Err(DropReason::BadDescriptor);
         };
@@ -86,20 +109,23 @@ impl Examined {
             return Err(DropReason::Oversize);
         }
         self.copied = len.min(SNAPSHOT_LEN);
-        let Some(sent) = read_array(list) else {
-            return Err(DropReason::BadDescriptor);
-        };
-        let head = &mut self.head[FRAME_AT..FRAME_AT + self.copied];
-        if read_chain(list, HEADER_LEN, head) < head.len() {
-            return Err(DropReason::BadDescriptor);
-        }
-        let sent = NetHeader::from_bytes(&sent);
+        Ok(self.copied)
+    }
+
+    /// Checks the frame by the header that it was sent with.
+    fn judge(
+        &mut self,
+        sent: &NetHeader,
+        list: &[GuestSlice<'_>],
+        features: u64,
+        mtu: u16,
+    ) -> Result<(), DropReason> {
         self.header = sent
-            .validate_tx(len, features)
+            .validate_tx(self.len, features)
             .map_err(|_| DropReason::BadHeader)?;
         if self.header.gso_type != GSO_NONE {
             self.copy_more(list)
-        } else if len > usize::from(mtu) + MTU_OVERHEAD {
+        } else if self.len > usize::from(mtu) + MTU_OVERHEAD {
             Err(DropReason::Oversize)
         } else {
             Ok(())

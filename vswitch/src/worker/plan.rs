@@ -44,9 +44,9 @@ impl Plan {
         self.undeliverable.clear();
     }
 
-    /// Sends frame number `frame` of the burst to `port`; false if it cannot receive.
+    /// Sends frames of one flow, a bit each, to `port`; false if it cannot receive.
     #[inline]
-    pub(super) fn send(&mut self, port: &Port, examined: &Examined, frame: usize) -> bool {
+    pub(super) fn send(&mut self, port: &Port, examined: &Examined, frames: u64) -> bool {
         let ready = port.ready();
         let pair = match ready {
             1 => Some(0),
@@ -56,7 +56,7 @@ impl Plan {
         };
         let Some(pair) = pair else { return false };
         let list = self.list(port.id(), pair);
-        self.add(list, frame);
+        self.add(list, frames);
         true
     }
 
@@ -76,20 +76,20 @@ impl Plan {
         usize::from(self.places[at])
     }
 
-    /// Puts frame number `frame` of the burst on a list.
+    /// Puts frames of the burst, a bit each, on a list.
     #[inline]
-    pub(super) fn add(&mut self, list: usize, frame: usize) {
+    pub(super) fn add(&mut self, list: usize, frames: u64) {
         if let Some(list) = self.lists.get_mut(list) {
-            list.frames |= 1 << (frame % 64);
+            list.frames |= frames;
         }
     }
 
-    /// Notes that a frame for `port` had nowhere to go.
+    /// Notes that frames for `port` had nowhere to go.
     #[cold]
-    pub(super) fn give_up(&mut self, port: PortId) {
+    pub(super) fn give_up(&mut self, port: PortId, frames: u64) {
         match self.undeliverable.iter_mut().find(|(other, _)| *other == port) {
-            Some((_, count)) => *count += 1,
-            None => self.undeliverable.push((port, 1)),
+            Some((_, count)) => *count += frames,
+            None => self.undeliverable.push((port, frames)),
         }
     }
 

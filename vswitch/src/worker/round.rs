@@ -26,6 +26,8 @@ const SHORT_WINDOW: Duration = Duration::from_micros(10);
 const PLENTY: usize = 4;
 /// Busy rounds between two looks at what woke up meanwhile.
 const ROUNDS_PER_LOOK: u32 = 4;
+/// Empty rounds before the first such look: a system call costs as much as many of them, and the next frame may be just coming.
+const EMPTY_ROUNDS: u32 = 16;
 /// How often rings are looked at whose guests never kick.
 const NO_KICK_PERIOD: Timespec = Timespec {
     tv_sec: 0,
@@ -106,13 +108,20 @@ impl Round {
     }
 
     pub(super) fn run(mut self) {
-        let mut rounds = 0_u32;
+        let (mut rounds, mut empty) = (0_u32, 0_u32);
         while !self.shared.is_stopped() {
             let worked = self.serve_active();
             rounds = rounds.wrapping_add(1);
             if worked && !rounds.is_multiple_of(ROUNDS_PER_LOOK) {
+                empty = 0;
                 continue;
             }
+            if !worked && !self.active.is_empty() && empty < EMPTY_ROUNDS {
+                empty += 1;
+                std::hint::spin_loop();
+                continue;
+            }
+            empty = 0;
             if self.active.is_empty() {
                 self.release();
                 self.wait(None);

@@ -38,14 +38,16 @@ pub(super) struct Trains<'p> {
     now: u32,
     /// The source learned last.
     learned: Option<MacAddr>,
-    known: [Known<'p>; REMEMBERED],
+    known: [Train<'p>; REMEMBERED],
 }
 
-/// What was found out about a pair of addresses.
+/// Frames of the burst between the same two addresses, and what was found out about them.
 #[derive(Clone, Copy)]
-struct Known<'p> {
+pub(super) struct Train<'p> {
     addresses: (u64, u32),
-    verdict: Verdict<'p>,
+    pub(super) verdict: Verdict<'p>,
+    /// One bit for each frame.
+    pub(super) frames: u64,
 }
 
 impl<'p> Trains<'p> {
@@ -57,24 +59,36 @@ impl<'p> Trains<'p> {
             now: bridge.clock().now(),
             learned: None,
             // True, too: nobody may send from the address of all zeros.
-            known: [Known {
+            known: [Train {
                 addresses: (0, 0),
                 verdict: Verdict::Refused(DropReason::BadSource),
+                frames: 0,
             }; REMEMBERED],
         }
     }
 
-    /// What becomes of this frame.
+    /// Adds frame number `number` of the burst to its train; returns one that had to make room for it.
     #[inline]
-    pub(super) fn of(&mut self, examined: &Examined, plan: &mut Plan) -> Verdict<'p> {
+    pub(super) fn join(&mut self, examined: &Examined, number: usize, plan: &mut Plan) -> Option<Train<'p>> {
         let addresses = examined.addresses();
+        let frame = 1 << (number % 64);
         let place = place(addresses);
         if self.known[place].addresses == addresses {
-            return self.known[place].verdict;
+            self.known[place].frames |= frame;
+            return None;
         }
-        let verdict = self.decide(examined, plan);
-        self.known[place] = Known { addresses, verdict };
-        verdict
+        let train = Train {
+            addresses,
+            verdict: self.decide(examined, plan),
+            frames: frame,
+        };
+        let before = std::mem::replace(&mut self.known[place], train);
+        (before.frames != 0).then_some(before)
+    }
+
+    /// The trains that are left.
+    pub(super) fn into_trains(self) -> impl Iterator<Item = Train<'p>> {
+        self.known.into_iter().filter(|train| train.frames != 0)
     }
 
     fn decide(&mut self, examined: &Examined, plan: &mut Plan) -> Verdict<'p> {
