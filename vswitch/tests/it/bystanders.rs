@@ -53,6 +53,8 @@ fn a_receiver_that_is_full_stopped_or_disabled_costs_its_own_frames_only() {
     // Known by an entry that stays, whatever becomes of the rings.
     stopped.frontend.get_vring_base(0).unwrap();
     disabled.frontend.set_vring_enable(0, false).unwrap();
+    // Messages are handled in order: with this answer the ring is disabled.
+    disabled.frontend.get_features().unwrap();
     for number in [12, 13] {
         let port = if number == 12 { "stopped" } else { "disabled" };
         let entry = vswitch::model::NewFdbEntry {
