@@ -12,8 +12,8 @@
 //! A reader takes the key, then the value, then the key again, and believes the value only if both carry
 //! the same version and the key is still the same. A writer who gives an entry to another address stores the
 //! value first, with the next version; refreshing an entry or moving it to another port exchanges its value
-//! alone. Entries are made and freed under one lock that a worker only ever tries: if the lock is taken, the
-//! next frame from that address learns it.
+//! alone. Entries are made and freed under one lock that a worker waits for a few microseconds at most: if it
+//! is still taken then, the next frame from that address learns it.
 
 mod policy;
 #[cfg(test)]
@@ -21,11 +21,11 @@ mod tests;
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::PoisonError;
+use std::sync::{PoisonError, TryLockError};
 
 use crate::mac::MacAddr;
 use crate::port_id::{MAX_PORTS, PortId};
-use crate::sync::{AtomicU32, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, prefetch};
+use crate::sync::{AtomicU32, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, prefetch, spin_loop};
 
 pub use policy::OnFull;
 
@@ -35,6 +35,8 @@ const MAC_MASK: u64 = (1 << 48) - 1;
 const KEY_MASK: u64 = (1 << 60) - 1;
 const VERSION_SHIFT: u32 = 60;
 const STATIC_BIT: u64 = 1 << 48;
+/// How often a worker looks whether the lock is free before it goes on without learning an address.
+const PATIENCE: u32 = 100;
 /// Sets handled under one hold of the lock while the whole table is walked.
 const SETS_PER_HOLD: usize = 64;
 
@@ -407,7 +409,7 @@ impl Fdb {
 
     #[cold]
     fn insert_learned(&self, key: u64, port: PortId, now: u32) -> Learned {
-        let Ok(_change) = self.change.try_lock() else {
+        let Some(_change) = self.lock_soon() else {
             return Learned::Known;
         };
         if self.find(key).is_some() {
@@ -474,6 +476,19 @@ impl Fdb {
 
     fn count(&self, port: PortId) -> &AtomicU32 {
         &self.per_port[usize::from(port.raw()) % MAX_PORTS]
+    }
+
+    /// The lock for a worker. A control thread that walks the table holds it for a microsecond or two at a time, which is worth
+    /// waiting for: a station that sends a single frame would not be known otherwise.
+    fn lock_soon(&self) -> Option<MutexGuard<'_, ()>> {
+        for _ in 0..PATIENCE {
+            match self.change.try_lock() {
+                Ok(guard) => return Some(guard),
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) => spin_loop(),
+            }
+        }
+        None
     }
 
     fn lock(&self) -> MutexGuard<'_, ()> {

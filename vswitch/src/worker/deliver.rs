@@ -9,11 +9,10 @@ use virtio::memory::GuestSlice;
 use super::BURST;
 use super::examine::Examined;
 use super::plan::Plan;
-use super::train::{Train, Trains, Verdict};
+use super::train::{Trains, Verdict};
 use crate::bridge::{Bridge, PortTable};
 use crate::config::LinkSetting;
 use crate::counters::{DropReason, QueueCounters};
-use crate::fdb::Fdb;
 use crate::port::Port;
 
 /// The frames of one burst where their sender left them, virtio-net headers first.
@@ -149,19 +148,20 @@ impl Forwarder {
             counters.drops.add(DropReason::LinkDown, sent.len() as u64);
             return;
         }
-        let (good, mut bytes) = self.examine(sent, features, mtu, bridge.fdb(), counters);
         let mut trains = Trains::new(bridge, ports, port);
+        let Taken {
+            good,
+            alone,
+            mut bytes,
+        } = self.take(sent, features, mtu, &mut trains, counters);
         let mut refused = 0;
-        for number in numbers(good) {
-            let Some(examined) = self.frames.get(number) else {
-                break;
+        for frames in trains.frames().into_iter().chain(numbers(alone).map(bit)) {
+            // A number that is out of place belongs to no frame.
+            let Some(examined) = self.frames.get(frames.trailing_zeros() as usize) else {
+                continue;
             };
-            if let Some(train) = trains.join(examined, number, &mut self.plan) {
-                refused |= self.dispatch(&train, ports, port, pair);
-            }
-        }
-        for train in trains.into_trains() {
-            refused |= self.dispatch(&train, ports, port, pair);
+            let verdict = trains.decide(examined, &mut self.plan);
+            refused |= self.dispatch(frames, verdict, ports, port, pair);
         }
         if refused != 0 {
             bytes = numbers(good & !refused)
@@ -174,17 +174,17 @@ impl Forwarder {
         counters.bursts.add(1);
         self.deliver_all(ports, sent);
     }
-    /// Reads and checks all frames of a burst; returns which are good, one bit each, and their bytes.
-    fn examine(
+    /// Reads and checks all frames of a burst, and puts them into trains.
+    #[inline]
+    fn take(
         &mut self,
         sent: &Sent<'_>,
         features: u64,
         mtu: u16,
-        fdb: &Fdb,
+        trains: &mut Trains<'_>,
         counters: &QueueCounters,
-    ) -> (u64, u64) {
-        let (mut good, mut bytes) = (0, 0);
-        let mut last = None;
+    ) -> Taken {
+        let mut all = Taken::default();
         for (number, examined) in self.frames.iter_mut().enumerate().take(sent.len()) {
             let taken = match sent.piece(number) {
                 Some(piece) => examined.take_piece(piece, features, mtu),
@@ -194,51 +194,53 @@ impl Forwarder {
                 counters.drops.add(reason, 1);
                 continue;
             }
-            good |= bit(number);
-            bytes += examined.len as u64;
-            // What the database holds of these addresses is on its way while the other frames are read.
-            let addresses = Some(examined.addresses());
-            if addresses != last {
-                last = addresses;
-                if let Some(frame) = examined.frame() {
-                    fdb.prefetch(frame.source, 0);
-                    fdb.prefetch(frame.destination, 0);
-                }
+            let frame = bit(number);
+            all.good |= frame;
+            all.bytes += examined.len as u64;
+            if !trains.join(examined, frame) {
+                all.alone |= frame;
             }
         }
-        (good, bytes)
+        all
     }
 
-    /// Does with the frames of a train what was found out about them; returns those that count as never received.
-    fn dispatch(&mut self, train: &Train<'_>, ports: &PortTable, port: &Port, pair: usize) -> u64 {
+    /// Does with frames between the same addresses what was found out about those; returns those that count as never received.
+    fn dispatch(
+        &mut self,
+        frames: u64,
+        verdict: Verdict<'_>,
+        ports: &PortTable,
+        port: &Port,
+        pair: usize,
+    ) -> u64 {
         let Some(queues) = port.pairs().get(pair) else {
             return 0;
         };
         let drops = &queues.ingress.counters().drops;
-        let count = u64::from(train.frames.count_ones());
-        if let Verdict::Refused(reason) = train.verdict {
+        let count = u64::from(frames.count_ones());
+        if let Verdict::Refused(reason) = verdict {
             drops.add(reason, count);
-            return train.frames;
+            return frames;
         }
         if port.pairs().len() > 1 {
-            for number in numbers(train.frames) {
+            for number in numbers(frames) {
                 if let Some(examined) = self.frames.get(number) {
                     let pair = u8::try_from(pair).unwrap_or(0);
                     port.flows().note(examined.flow(), pair);
                 }
             }
         }
-        match train.verdict {
-            Verdict::Queue(list) => self.plan.add(list, train.frames),
+        match verdict {
+            Verdict::Queue(list) => self.plan.add(list, frames),
             Verdict::Port(to) => {
-                let lost = self.send(to, train.frames);
+                let lost = self.send(to, frames);
                 if lost != 0 {
                     self.plan.give_up(to.id(), u64::from(lost.count_ones()));
                 }
             }
             Verdict::Everybody => {
                 for to in ports.iter().filter(|to| to.id() != port.id()) {
-                    self.send(to, train.frames);
+                    self.send(to, frames);
                 }
             }
             Verdict::Dropped(reason) | Verdict::Refused(reason) => drops.add(reason, count),
@@ -264,6 +266,17 @@ impl Forwarder {
             .map(bit)
             .fold(0, |lost, frame| lost | frame)
     }
+}
+
+/// What was found in a burst. Sets of frames have one bit for each.
+#[derive(Debug, Clone, Copy, Default)]
+struct Taken {
+    /// Frames that are in order.
+    good: u64,
+    /// Those of them that are in no train.
+    alone: u64,
+    /// The bytes of the good ones.
+    bytes: u64,
 }
 
 /// The frame of this number, in a set of frames of a burst.

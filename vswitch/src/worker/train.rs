@@ -7,7 +7,7 @@ use super::examine::Examined;
 use super::plan::Plan;
 use crate::bridge::{Bridge, PortTable};
 use crate::counters::DropReason;
-use crate::fdb::Learned;
+use crate::fdb::{Fdb, Learned};
 use crate::frame::Frame;
 use crate::mac::MacAddr;
 use crate::port::Port;
@@ -38,16 +38,15 @@ pub(super) struct Trains<'p> {
     now: u32,
     /// The source learned last.
     learned: Option<MacAddr>,
-    known: [Train<'p>; REMEMBERED],
+    known: [Train; REMEMBERED],
 }
 
-/// Frames of the burst between the same two addresses, and what was found out about them.
-#[derive(Clone, Copy)]
-pub(super) struct Train<'p> {
+/// Frames of the burst between the same two addresses.
+#[derive(Debug, Clone, Copy, Default)]
+struct Train {
     addresses: (u64, u32),
-    pub(super) verdict: Verdict<'p>,
     /// One bit for each frame.
-    pub(super) frames: u64,
+    frames: u64,
 }
 
 impl<'p> Trains<'p> {
@@ -58,40 +57,35 @@ impl<'p> Trains<'p> {
             from,
             now: bridge.clock().now(),
             learned: None,
-            // True, too: nobody may send from the address of all zeros.
-            known: [Train {
-                addresses: (0, 0),
-                verdict: Verdict::Refused(DropReason::BadSource),
-                frames: 0,
-            }; REMEMBERED],
+            known: [Train::default(); REMEMBERED],
         }
     }
 
-    /// Adds frame number `number` of the burst to its train; returns one that had to make room for it.
+    /// Adds frames of the burst, a bit each, that are like this one to their train; false if another one is in its place, and
+    /// they go by themselves.
     #[inline]
-    pub(super) fn join(&mut self, examined: &Examined, number: usize, plan: &mut Plan) -> Option<Train<'p>> {
+    pub(super) fn join(&mut self, examined: &Examined, frames: u64) -> bool {
         let addresses = examined.addresses();
-        let frame = 1 << (number % 64);
-        let place = place(addresses);
-        if self.known[place].addresses == addresses {
-            self.known[place].frames |= frame;
-            return None;
+        let train = &mut self.known[place(addresses)];
+        if train.addresses != addresses || train.frames == 0 {
+            // What the database holds of them is on its way while the other frames are read.
+            prefetch(self.bridge.fdb(), examined);
+            if train.frames != 0 {
+                return false;
+            }
+            train.addresses = addresses;
         }
-        let train = Train {
-            addresses,
-            verdict: self.decide(examined, plan),
-            frames: frame,
-        };
-        let before = std::mem::replace(&mut self.known[place], train);
-        (before.frames != 0).then_some(before)
+        train.frames |= frames;
+        true
     }
 
-    /// The trains that are left.
-    pub(super) fn into_trains(self) -> impl Iterator<Item = Train<'p>> {
-        self.known.into_iter().filter(|train| train.frames != 0)
+    /// The frames of each train, one bit each.
+    pub(super) fn frames(&self) -> [u64; REMEMBERED] {
+        self.known.map(|train| train.frames)
     }
 
-    fn decide(&mut self, examined: &Examined, plan: &mut Plan) -> Verdict<'p> {
+    /// What becomes of the frames between the addresses of this one.
+    pub(super) fn decide(&mut self, examined: &Examined, plan: &mut Plan) -> Verdict<'p> {
         let Some(Frame { destination, source }) = examined.frame() else {
             return Verdict::Refused(DropReason::Runt);
         };
@@ -123,6 +117,14 @@ impl<'p> Trains<'p> {
             Some(to) => Verdict::Port(to),
             None => Verdict::Everybody,
         }
+    }
+}
+
+#[cold]
+fn prefetch(fdb: &Fdb, examined: &Examined) {
+    if let Some(Frame { destination, source }) = examined.frame() {
+        fdb.prefetch(source, 0);
+        fdb.prefetch(destination, 0);
     }
 }
 
