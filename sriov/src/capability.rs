@@ -10,9 +10,16 @@ const SRIOV: u16 = 0x0010;
 /// First VF Offset and VF Stride within the SR-IOV capability (9.3.3.9, 9.3.3.10).
 const FIRST_VF_OFFSET: usize = 0x14;
 const VF_STRIDE: usize = 0x16;
+/// The list of the first 256 bytes: where it begins, whether there is one, and PCI Express' entry in it (7.5.1, 7.5.3).
+const LIST: usize = 0x34;
+const STATUS: usize = 0x06;
+const HAS_LIST: u16 = 1 << 4;
+const EXPRESS: u16 = 0x10;
 /// Where extended capabilities begin and configuration space ends.
 const EXTENDED: usize = 0x100;
 const END: usize = 0x1000;
+/// What a reader without privilege gets.
+const HEADER: usize = 64;
 /// Subordinate bus number of a bridge (PCI-to-PCI Bridge Architecture 1.2, 3.2.5.4).
 const SUBORDINATE: usize = 0x1a;
 
@@ -55,6 +62,27 @@ pub fn bridges_above(sysfs: &Sysfs, bdf: Bdf) -> Vec<Bdf> {
 /// Whether a bridge can keep the devices below it apart. Only privileged readers see the capability.
 pub fn has_acs(sysfs: &Sysfs, bridge: Bdf) -> bool {
     config(sysfs, bridge).is_some_and(|config| find(&config, ACS).is_some())
+}
+
+/// Whether a function is conventional PCI: it has no PCI Express capability. Only privileged readers see the list.
+pub fn is_conventional(sysfs: &Sysfs, bdf: Bdf) -> bool {
+    config(sysfs, bdf).is_some_and(|config| config.len() > HEADER && !is_express(&config))
+}
+
+fn is_express(config: &[u8]) -> bool {
+    let listed = word(config, STATUS).is_some_and(|status| status & HAS_LIST != 0);
+    let mut offset = config.get(LIST).copied().unwrap_or(0);
+    // The list holds each capability once, and there is room for no more than this.
+    for _ in 0..(EXTENDED - 64) / 4 {
+        let Some(entry) = word(config, usize::from(offset & !3)).filter(|_| listed && offset >= 64) else {
+            return false;
+        };
+        if entry & 0xff == EXPRESS {
+            return true;
+        }
+        offset = (entry >> 8) as u8;
+    }
+    false
 }
 
 /// The address that virtual function `index` of `pf` has, or will have once it is made.
@@ -107,6 +135,23 @@ mod tests {
             None,
             "without privilege only the first 64 bytes can be read"
         );
+    }
+
+    #[test]
+    fn a_function_without_the_express_capability_is_conventional() {
+        let mut config = vec![0; 256];
+        put(&mut config, 0x04, 0x0010_0000);
+        put(&mut config, LIST, 0x50);
+        put(&mut config, 0x50, 0x0000_6001);
+        put(&mut config, 0x60, 0x0002_0010);
+        assert!(is_express(&config));
+        put(&mut config, 0x60, 0x0000_0005);
+        assert!(!is_express(&config));
+        put(&mut config, 0x60, 0x0000_5005);
+        assert!(!is_express(&config), "a list that runs in a circle ends");
+        put(&mut config, 0x60, 0x0002_0010);
+        put(&mut config, 0x04, 0);
+        assert!(!is_express(&config), "without a list there is nothing in it");
     }
 
     #[test]

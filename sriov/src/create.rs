@@ -125,9 +125,12 @@ pub async fn create(
     refuse(sysfs, pf, count, permit)?;
     let (function, sriov) = inventory::find_pf(sysfs, pf)?;
     let present = inventory::virtual_functions(sysfs, function.bdf);
-    if sriov.num_vfs == count {
+    // One that was killed may have left them without addresses, and with drivers kept away from them.
+    let halfway = records.autoprobe_was_on(function.bdf);
+    if sriov.num_vfs == count && !halfway {
         return Ok(present);
     }
+    refuse_users(sysfs, pf, function.bdf, permit)?;
     let dir = format!("sys/bus/pci/devices/{}", function.bdf);
     // The kernel changes a count only through 0.
     if sriov.num_vfs != 0 {

@@ -49,9 +49,10 @@ fn physical(sysfs: &Sysfs, function: &Function) -> Vec<Finding> {
     if function.driver.is_none() {
         all.push(Finding::failure(
             format!("{name} has no driver, and virtual functions are made by the physical function's"),
-            "load its driver: modprobe $(cat /sys/bus/pci/devices/".to_owned()
-                + &function.bdf.to_string()
-                + "/modalias)",
+            format!(
+                "load its driver: modprobe $(cat /sys/bus/pci/devices/{0}/modalias); echo {0} > /sys/bus/pci/drivers_probe",
+                function.bdf
+            ),
         ));
     }
     if let Some(interface) = route::default_route(sysfs, function) {
@@ -174,6 +175,18 @@ fn reason(sysfs: &Sysfs, bdf: Bdf, others: &[(Bdf, String)]) -> String {
         return "; they are functions of one device, with no ACS between them".to_owned();
     }
     let above = capability::bridges_above(sysfs, bdf);
+    let conventional = others
+        .iter()
+        .any(|(other, _)| capability::is_conventional(sysfs, *other))
+        || capability::is_conventional(sysfs, bdf);
+    if let Some(bridge) = above.first()
+        && conventional
+    {
+        return format!(
+            "; they are on the conventional PCI bus below {bridge}, which forwards their DMA under one address, and ACS is for PCI \
+             Express alone"
+        );
+    }
     let without = above.iter().find(|bridge| !capability::has_acs(sysfs, **bridge));
     without.map_or_else(String::new, |bridge| format!("; no ACS on {bridge} above them"))
 }
