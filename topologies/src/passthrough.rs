@@ -6,7 +6,8 @@ mod error;
 
 use serde::{Deserialize, Serialize};
 use sriov::address::Bdf;
-use sriov::bind;
+use sriov::apply::ApplyError;
+use sriov::bind::{self, BindError};
 use sriov::check::{self, Level};
 use sriov::create::{self, Permit};
 use sriov::inventory::{self, Function};
@@ -15,11 +16,11 @@ use sriov::plan::{self, VfName, Want};
 use sriov::record::Records;
 use sriov::settings::Settings;
 use sriov::sysfs::Sysfs;
-use sriov::users;
+use sriov::users::{self, User};
 use sriov::vf::Netlink;
 use vswitch::mac::MacAddr;
 
-use crate::lab::{Lab, NicKind, VfNic};
+use crate::lab::{Lab, NicKind, VfNic, port_name};
 use crate::paths::LabDir;
 use crate::progress::Progress;
 use crate::state::State;
@@ -132,6 +133,11 @@ fn named(lab: &Lab) -> Vec<(String, usize, Bdf)> {
     all
 }
 
+/// The name under which a lab's devices are recorded.
+fn owner(lab: &Lab) -> String {
+    format!("lab {}", lab.name)
+}
+
 fn records() -> Records {
     let dir = std::env::var_os("NETYARD_SRIOV_DIR");
     dir.map_or_else(|| Records::at(Records::default_dir()), Records::at)
@@ -156,13 +162,16 @@ pub(crate) async fn prepare(
         sysfs: &sysfs,
         records: &records,
         netlink: Netlink::open()?,
-        owner: format!("lab {}", state.lab.name),
+        owner: owner(&state.lab),
         state,
         dir,
     };
     work.physical(&wants).await?;
-    for (node, nic, bdf) in named {
-        work.pci(node, nic, bdf)?;
+    work.pci(named)?;
+    for name in work.unaddressed() {
+        progress.line(&format!(
+            "NIC {name} has no driver on this host, so its MAC is not known, and its guest has to set its IP address itself"
+        ));
     }
     let count = work.state.devices.len();
     step.done(&format!("{count} bound to {}", bind::VFIO_PCI));
@@ -215,7 +224,7 @@ impl Work<'_> {
             let (function, sriov) = inventory::find_pf(self.sysfs, pf)?;
             let net = function
                 .first_net()
-                .ok_or_else(|| PrepareError::NoInterface(pf.clone()))?;
+                .ok_or_else(|| ApplyError::NoInterface(pf.clone()))?;
             self.state.physical.push(Physical {
                 bdf: function.bdf,
                 created: sriov.num_vfs == 0,
@@ -231,7 +240,7 @@ impl Work<'_> {
             let present = self.netlink.attributes(&net.name, net.index).await?;
             for one in plan.allocations.iter().filter(|one| one.pf == *pf) {
                 let bdf = made.iter().find(|(index, _)| *index == one.index);
-                let bdf = bdf.ok_or_else(|| PrepareError::NoInterface(pf.clone()))?.1;
+                let bdf = bdf.ok_or_else(|| ApplyError::NoInterface(pf.clone()))?.1;
                 let now = present.iter().find(|vf| vf.index == one.index);
                 let set = &declared.vf[&one.index].set;
                 self.state.devices.push(Device {
@@ -251,40 +260,60 @@ impl Work<'_> {
                 self.netlink
                     .set(&net.name, net.index, one.index, &missing)
                     .await?;
-                self.bind(bdf)?;
+                self.bind(bdf, false)?;
             }
         }
         Ok(())
     }
 
-    fn pci(&mut self, node: String, nic: usize, bdf: Bdf) -> Result<(), PrepareError> {
-        let function = Function::read(self.sysfs, bdf).ok_or(PrepareError::NoDevice(bdf))?;
-        let used = users::of(self.sysfs, &function).into_iter().next();
-        if let Some(user) = used {
-            return Err(PrepareError::InUse {
+    /// Takes the devices that the lab names.
+    fn pci(&mut self, named: Vec<(String, usize, Bdf)>) -> Result<(), PrepareError> {
+        let all: Vec<Bdf> = named.iter().map(|(_, _, bdf)| *bdf).collect();
+        // Taking one may take another of its group along, whose address is told by its driver alone.
+        for (node, nic, bdf) in named {
+            let function = Function::read(self.sysfs, bdf).ok_or(PrepareError::NoDevice(bdf))?;
+            if let Some(User { pid, command }) = users::of(self.sysfs, &function).into_iter().next() {
+                return Err(BindError::InUse { bdf, command, pid }.into());
+            }
+            self.state.devices.push(Device {
+                node,
+                nic,
                 bdf,
-                command: user.command,
-                pid: user.pid,
+                mac: function.first_net().map(|net| MacAddr::new(net.mac.0)),
+                vf: None,
             });
         }
-        self.state.devices.push(Device {
-            node,
-            nic,
-            bdf,
-            mac: function.first_net().map(|net| MacAddr::new(net.mac.0)),
-            vf: None,
-        });
         self.state.save(self.dir)?;
-        self.bind(bdf)
+        for bdf in &all {
+            let function = Function::read(self.sysfs, *bdf).ok_or(PrepareError::NoDevice(*bdf))?;
+            let mut others = bind::obstacles(self.sysfs, &function).into_iter();
+            // A group that is the lab's as a whole is taken as a whole.
+            let group = others.all(|(other, _)| all.contains(&other));
+            self.bind(*bdf, group)?;
+        }
+        Ok(())
     }
 
-    fn bind(&self, bdf: Bdf) -> Result<(), PrepareError> {
+    fn bind(&self, bdf: Bdf, group: bool) -> Result<(), PrepareError> {
         let options = bind::Options {
+            group,
             owner: Some(&self.owner),
             ..bind::Options::default()
         };
         bind::bind(self.sysfs, self.records, bdf, options)?;
         Ok(())
+    }
+
+    /// NICs whose guests are to have an address and cannot be told which interface it is for.
+    fn unaddressed(&self) -> Vec<String> {
+        let devices = self.state.devices.iter().filter(|device| device.mac.is_none());
+        let wanting = devices.filter(|device| {
+            let node = self.state.lab.node(&device.node);
+            node.is_some_and(|node| node.nics[device.nic].ip.is_some())
+        });
+        wanting
+            .map(|device| port_name(&device.node, device.nic))
+            .collect()
     }
 }
 
@@ -302,16 +331,22 @@ pub(crate) async fn give_back(state: &State, progress: &Progress) -> Result<(), 
         let mut changed = state.physical.iter();
         changed.any(|physical| physical.bdf == pf && physical.created)
     };
+    let owner = owner(&state.lab);
+    // The rest was left where it was: refused, or bound to vfio-pci by somebody else before.
+    let release = |bdf: Bdf| match records.of(bdf)? {
+        Some(before) if before.owner.as_ref() == Some(&owner) => bind::release(&sysfs, &records, bdf),
+        _ => Ok(()),
+    };
     for device in state.devices.iter().rev() {
         let Some(vf) = &device.vf else {
-            bind::release(&sysfs, &records, device.bdf)?;
+            release(device.bdf)?;
             continue;
         };
         // With their physical function's other virtual functions they go altogether.
         if created(vf.pf) {
             continue;
         }
-        bind::release(&sysfs, &records, device.bdf)?;
+        release(device.bdf)?;
         let pf = Function::read(&sysfs, vf.pf);
         if let (Some(before), Some(net)) = (&vf.before, pf.as_ref().and_then(Function::first_net)) {
             let present = netlink.attributes(&net.name, net.index).await?;

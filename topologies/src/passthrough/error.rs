@@ -1,6 +1,7 @@
 //! Why a device could not be prepared or given back.
 
 use sriov::address::Bdf;
+use sriov::apply::ApplyError;
 use sriov::bind::BindError;
 use sriov::create::CreateError;
 use sriov::inventory::InventoryError;
@@ -28,43 +29,40 @@ pub enum PrepareError {
         /// How many it needs.
         needs: u32,
     },
-    /// A physical function without an interface.
-    #[error(
-        "{0} has no network interface, so its virtual functions cannot be set up: bind it to its own driver first"
-    )]
-    NoInterface(String),
     /// No such device.
     #[error("there is no PCI device {0} on this host; `sriov list --all` shows what there is")]
     NoDevice(Bdf),
-    /// Somebody has it.
-    #[error("{bdf} is in use by {command} (pid {pid}); end it first")]
-    InUse {
-        /// The device.
-        bdf: Bdf,
-        /// The process's name.
-        command: String,
-        /// The process.
-        pid: u32,
-    },
     /// No such physical function.
     #[error(transparent)]
     Inventory(#[from] InventoryError),
     /// The virtual functions cannot be shared out as the lab wants.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// Virtual functions could not be made or taken away.
+    /// Virtual functions could not be made, set up, bound or taken away.
     #[error(transparent)]
-    Create(#[from] CreateError),
-    /// An attribute could not be set.
-    #[error(transparent)]
-    Vf(#[from] VfError),
-    /// A driver could not be changed.
-    #[error(transparent)]
-    Bind(#[from] BindError),
+    Apply(#[from] ApplyError),
     /// The former driver could not be kept.
     #[error(transparent)]
     Record(#[from] RecordError),
     /// The lab's state could not be kept.
     #[error(transparent)]
     State(#[from] StateError),
+}
+
+impl From<CreateError> for PrepareError {
+    fn from(error: CreateError) -> Self {
+        ApplyError::from(error).into()
+    }
+}
+
+impl From<VfError> for PrepareError {
+    fn from(error: VfError) -> Self {
+        ApplyError::from(error).into()
+    }
+}
+
+impl From<BindError> for PrepareError {
+    fn from(error: BindError) -> Self {
+        ApplyError::from(error).into()
+    }
 }
