@@ -51,6 +51,7 @@ const RECIPE: Recipe = Recipe {
         "sch_netem",
         "igbvf",
         "e1000e",
+        "e1000",
         "nvme",
         "vfio_pci",
         "vfio_iommu_type1",
@@ -142,10 +143,11 @@ impl Boot {
         option("-serial", joined("file:", &console, ""));
         option("-kernel", self.image.kernel().into());
         option("-initrd", self.image.initrd().into());
+        // On a busy machine the timer's check, which counts ticks, fails though the timer works, and the kernel panics.
         option(
             "-append",
             format!(
-                "console=ttyS0 panic=-1 quiet intel_iommu=on netyard.9p=msize=512000,cache=loose {}",
+                "console=ttyS0 panic=-1 quiet no_timer_check intel_iommu=on netyard.9p=msize=512000,cache=loose {}",
                 host.kernel_words
             )
             .into(),
@@ -193,9 +195,10 @@ fn joined(before: &str, path: &std::path::Path, after: &str) -> OsString {
 }
 
 /// PCI devices to give to guests, each behind a root port of its own: `igb`, an SR-IOV NIC, and `e1000e`, one without, on one
-/// wire with a gateway, 10.0.2.2; an `NVMe` drive; and a NIC of two functions in one IOMMU group, wired to each other.
+/// wire with a gateway, 10.0.2.2; an `NVMe` drive; a NIC of two functions in one IOMMU group, wired to each other; and two
+/// conventional PCI NICs behind one bridge.
 fn hardware(host: &Host, option: &mut dyn FnMut(&str, OsString)) {
-    for port in 1..=4 {
+    for port in 1..=5 {
         // Windows that are small enough for all of them to be below 4 GiB: igb's virtual functions do not answer above.
         let device = format!("pcie-root-port,id=rp{port},bus=pcie.0,chassis={port},pref32-reserve=4M");
         option("-device", device.into());
@@ -207,6 +210,8 @@ fn hardware(host: &Host, option: &mut dyn FnMut(&str, OsString)) {
         (0, "e1000e"),
         (1, "pair0"),
         (1, "pair1"),
+        (2, "old0"),
+        (2, "old1"),
     ] {
         let behind = if end == "gateway" { ",netdev=user" } else { "" };
         option("-netdev", format!("hubport,hubid={wire},id={end}{behind}").into());
@@ -227,6 +232,14 @@ fn hardware(host: &Host, option: &mut dyn FnMut(&str, OsString)) {
         option(
             "-device",
             format!("e1000e,netdev=pair{function},{place},romfile=").into(),
+        );
+    }
+    option("-device", "pcie-pci-bridge,id=old,bus=rp5".into());
+    for slot in 0..2 {
+        let place = format!("bus=old,addr={}", slot + 1);
+        option(
+            "-device",
+            format!("e1000,netdev=old{slot},{place},romfile=").into(),
         );
     }
 }
