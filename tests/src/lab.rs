@@ -111,7 +111,15 @@ impl Yard {
             .unwrap_or_default();
         let name = name.trim_end_matches(".lab.yaml").to_owned();
         bin::succeed(self.command().arg("up").arg(file).args(self.place.args()));
-        Lab { yard: self, name }
+        self.adopt(&name)
+    }
+
+    /// The lab of this name, which was started by other means.
+    pub fn adopt(&self, name: &str) -> Lab<'_> {
+        Lab {
+            yard: self,
+            name: name.to_owned(),
+        }
     }
 }
 

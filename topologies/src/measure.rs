@@ -125,6 +125,9 @@ impl Report {
     }
 }
 
+/// What iperf3 does in one run, by its arguments: TCP, TCP the other way, UDP as fast as it sends, and that the other way.
+const RUNS: [&[&str]; 4] = [&[], &["-R"], &["-u", "-b", "0"], &["-u", "-b", "0", "-R"]];
+
 /// Measures the network between two nodes, each iperf3 run for `seconds`.
 pub fn measure(
     exec: &mut Exec<'_>,
@@ -132,20 +135,8 @@ pub fn measure(
     to: End<'_>,
     seconds: u32,
 ) -> Result<Report, MeasureError> {
-    let ping_command = ["ping", "-c", "5", "-W", "5", to.address];
-    let printed = succeed(exec, from.node, &ping_command)?;
-    let ping = ping::parse(&printed).ok_or_else(|| unreadable(from.node, &ping_command))?;
-
-    succeed(exec, to.node, &["iperf3", "-s", "-D", "-p", PORT, "-I", PID_FILE])?;
-    let measured = throughputs(exec, from, to, seconds);
-    // The server goes whether or not the measurement came to its end.
-    let stopped = succeed(
-        exec,
-        to.node,
-        &["sh", "-c", &format!("kill $(tr -d '\\0' < {PID_FILE})")],
-    );
-    let [tcp, tcp_reverse, udp, udp_reverse] = measured?;
-    stopped?;
+    let ping = round_trip(exec, from, to)?;
+    let [tcp, tcp_reverse, udp, udp_reverse] = throughputs(exec, from, to, seconds, &RUNS)?;
     Ok(Report {
         from: from.node.to_owned(),
         to: to.node.to_owned(),
@@ -157,42 +148,77 @@ pub fn measure(
     })
 }
 
-fn throughputs(
+/// Pings one node from another.
+pub fn round_trip(exec: &mut Exec<'_>, from: End<'_>, to: End<'_>) -> Result<RoundTrip, MeasureError> {
+    let command = ["ping", "-c", "5", "-W", "5", to.address];
+    let printed = succeed(exec, from.node, &command)?;
+    ping::parse(&printed).ok_or_else(|| unreadable(from.node, &command))
+}
+
+/// TCP from one node to the other, and the other way.
+pub fn tcp(
     exec: &mut Exec<'_>,
     from: End<'_>,
     to: End<'_>,
     seconds: u32,
-) -> Result<[Throughput; 4], MeasureError> {
+) -> Result<[Throughput; 2], MeasureError> {
+    throughputs(exec, from, to, seconds, &[RUNS[0], RUNS[1]])
+}
+
+/// Runs iperf3 once for each list of further arguments, with a server of its own.
+fn throughputs<const N: usize>(
+    exec: &mut Exec<'_>,
+    from: End<'_>,
+    to: End<'_>,
+    seconds: u32,
+    runs: &[&[&str]; N],
+) -> Result<[Throughput; N], MeasureError> {
+    succeed(exec, to.node, &["iperf3", "-s", "-D", "-p", PORT, "-I", PID_FILE])?;
+    let mut runs = runs.iter();
+    let measured: Result<Vec<Throughput>, _> = runs.try_fold(Vec::new(), |mut all, extra| {
+        all.push(throughput(exec, from, to, seconds, extra)?);
+        Ok(all)
+    });
+    // The server goes whether or not the measurement came to its end.
+    let stopped = succeed(
+        exec,
+        to.node,
+        &["sh", "-c", &format!("kill $(tr -d '\\0' < {PID_FILE})")],
+    );
+    let all = measured?;
+    stopped?;
+    all.try_into().map_err(|_| unreadable(from.node, &["iperf3"]))
+}
+
+fn throughput(
+    exec: &mut Exec<'_>,
+    from: End<'_>,
+    to: End<'_>,
+    seconds: u32,
+    extra: &[&str],
+) -> Result<Throughput, MeasureError> {
     let seconds = seconds.to_string();
     let base = ["iperf3", "-c", to.address, "-p", PORT, "-J", "-t", &seconds];
-    let mut run = |extra: &[&str]| {
-        let command = [&base, extra].concat();
-        let end = Instant::now() + SERVER_START;
-        let mut attempts = 0;
-        loop {
-            let ended = run_in(exec, from.node, &command)?;
-            // The server detaches before it listens.
-            let too_early = ended.stdout.contains("Connection refused") && Instant::now() < end;
-            if too_early {
-                std::thread::sleep(Duration::from_millis(200));
-                continue;
-            }
-            // A flood of datagrams can drown the connection on which the two ends exchange their results.
-            attempts += 1;
-            match ok(from.node, &command, ended).map(|printed| iperf::parse(&printed)) {
-                Ok(Some(throughput)) => return Ok(throughput),
-                _ if attempts < ATTEMPTS => {}
-                Ok(None) => return Err(unreadable(from.node, &command)),
-                Err(error) => return Err(error),
-            }
+    let command = [&base, extra].concat();
+    let end = Instant::now() + SERVER_START;
+    let mut attempts = 0;
+    loop {
+        let ended = run_in(exec, from.node, &command)?;
+        // The server detaches before it listens.
+        let too_early = ended.stdout.contains("Connection refused") && Instant::now() < end;
+        if too_early {
+            std::thread::sleep(Duration::from_millis(200));
+            continue;
         }
-    };
-    Ok([
-        run(&[])?,
-        run(&["-R"])?,
-        run(&["-u", "-b", "0"])?,
-        run(&["-u", "-b", "0", "-R"])?,
-    ])
+        // A flood of datagrams can drown the connection on which the two ends exchange their results.
+        attempts += 1;
+        match ok(from.node, &command, ended).map(|printed| iperf::parse(&printed)) {
+            Ok(Some(throughput)) => return Ok(throughput),
+            _ if attempts < ATTEMPTS => {}
+            Ok(None) => return Err(unreadable(from.node, &command)),
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn run_in(exec: &mut Exec<'_>, node: &str, command: &[&str]) -> Result<Ended, MeasureError> {

@@ -116,7 +116,7 @@ fn run(runtime: &Runtime, channels: &Channels, command: &[&str]) -> Result<Ended
     })
 }
 
-pub(super) fn summary(reports: &[Report]) -> Network {
+fn summary(reports: &[Report]) -> Network {
     let of = |value: &dyn Fn(&Report) -> f64| median(&reports.iter().map(value).collect::<Vec<_>>());
     let bits = |end: fn(&Report) -> &Throughput| of(&|report| end(report).bits_per_second);
     let lost = |end: fn(&Report) -> &Throughput| of(&|report| end(report).lost_percent.unwrap_or(0.0));
@@ -133,15 +133,11 @@ pub(super) fn summary(reports: &[Report]) -> Network {
 }
 
 /// Both networks as a Markdown table.
-pub fn table(networks: &[Network; 2]) -> String {
-    table_of("`vmm`, `vswitch`", "QEMU, bridge, vhost-net", networks)
-}
-
-/// Two networks under these names as a Markdown table.
-pub(super) fn table_of(one: &str, other: &str, [ours, peer]: &[Network; 2]) -> String {
-    let mut lines = vec![format!(
-        "| between two guests | {one} | {other} | ratio |\n|---|---|---|---|\n"
-    )];
+pub fn table([ours, peer]: &[Network; 2]) -> String {
+    let mut lines = vec![
+        "| between two guests | `vmm`, `vswitch` | QEMU, bridge, vhost-net | ratio |\n|---|---|---|---|\n"
+            .to_owned(),
+    ];
     lines.push(format!(
         "| ping, mean round trip | {:.2} ms | {:.2} ms | {:.2} |\n",
         ours.ping_ms,

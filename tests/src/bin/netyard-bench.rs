@@ -67,14 +67,18 @@ enum Bench {
         #[arg(long, default_value_t = 3)]
         seconds: u32,
     },
-    /// Ping and iperf3 between two guests in the emulated host: virtual functions of one NIC against NICs on the switch
+    /// Ping and iperf3 between two guests in the emulated host, virtual functions of one NIC against NICs on the switch: a table
+    /// and JSON
     Vf {
-        /// How often each is measured
+        /// How often both are measured
         #[arg(long, default_value_t = 3)]
         repeats: usize,
         /// How long each iperf3 run takes
         #[arg(long, default_value_t = 3)]
         seconds: u32,
+        /// How long all of it may take, in seconds; what has not been measured by then is left out
+        #[arg(long, default_value_t = 480)]
+        limit: u64,
     },
 }
 
@@ -163,7 +167,22 @@ fn main() -> ExitCode {
             testpmd_loop::table(&testpmd_loop::measure(&sizes, pairs.max(1)))
         }
         Bench::Boot { runs, limit } => boot::table(&boot::measure(runs.max(1), Duration::from_secs(limit))),
-        Bench::Vf { repeats, seconds } => vf::table(&vf::measure(repeats.max(1), seconds.max(1))),
+        Bench::Vf {
+            repeats,
+            seconds,
+            limit,
+        } => {
+            let rounds = vf::measure(vf::Effort {
+                repeats: repeats.max(1),
+                seconds: seconds.max(1),
+                limit: Duration::from_secs(limit),
+            });
+            if rounds.is_empty() {
+                eprintln!("netyard-bench: no round came to its end; see above");
+                return ExitCode::FAILURE;
+            }
+            format!("{}\n```json\n{}\n```\n", rounds.table(), rounds.json())
+        }
         Bench::Bridge { repeats, seconds } => bridge::table(&bridge::measure(repeats.max(1), seconds.max(1))),
     };
     print!("{table}");
