@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+/// The pages about devices of the host, whose commands need a host that has them.
+pub const ABOUT_DEVICES: [&str; 2] = ["docs/src/howto/sriov.md", "docs/src/howto/passthrough.md"];
+
 /// One `$ command` of a `console` block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shown {
@@ -9,6 +12,8 @@ pub struct Shown {
     pub command: String,
     /// The line of the page that it starts on, from 1.
     pub line: usize,
+    /// Whether it is shown to fail: the next line is its program's error.
+    pub fails: bool,
 }
 
 /// The repository's root folder.
@@ -43,8 +48,15 @@ pub fn commands(text: &str) -> Vec<Shown> {
             shown.push(Shown {
                 command: command.to_owned(),
                 line: index + 1,
+                fails: false,
             });
         } else {
+            if let Some(last) = shown.last_mut()
+                && let Some(program) = last.command.split_whitespace().next()
+                && line.starts_with(&format!("{program}: "))
+            {
+                last.fails = true;
+            }
             continue;
         }
         continues = line.ends_with('\\');
@@ -55,6 +67,13 @@ pub fn commands(text: &str) -> Vec<Shown> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_that_is_shown_to_fail_has_to() {
+        let text = "```console\n$ sriov bind x\nsriov: no\n$ sriov list\nPF\n```\n";
+        let fails: Vec<_> = commands(text).into_iter().map(|shown| shown.fails).collect();
+        assert_eq!(fails, [true, false]);
+    }
 
     #[test]
     fn takes_commands_and_leaves_their_output() {
