@@ -59,7 +59,7 @@ for name in $parts; do
     upkeep) part 'What else the switch costs' 60 netyard-bench upkeep --pairs "$pairs" --seconds "$seconds" ;;
     boot) part 'Boot and memory' 420 netyard-bench boot ;;
     bridge) part 'Two guests' 420 netyard-bench bridge ;;
-    vf) part 'A virtual function' 420 netyard-bench vf ;;
+    vf) part 'A virtual function' 480 netyard-bench vf ;;
     *)
         echo "$name: no such part: peers growth latency testpmd-loop upkeep vde boot bridge vf" >&2
         exit 2
