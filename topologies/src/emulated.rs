@@ -198,6 +198,11 @@ impl Host {
         self.folder.join("qemu.log")
     }
 
+    /// The socket of QEMU's monitor, for tests that break its hardware or look into its memory.
+    pub fn monitor(&self) -> PathBuf {
+        self.folder.join("monitor.sock")
+    }
+
     /// What is on its `NVMe` drive.
     fn drive(&self) -> PathBuf {
         self.folder.join("nvme.img")
@@ -344,6 +349,7 @@ impl Host {
     fn clean(&self) {
         let _ = fs::remove_file(self.record_file());
         let _ = fs::remove_file(self.drive());
+        let _ = fs::remove_file(self.monitor());
         for index in 0..CHANNELS {
             let _ = fs::remove_file(self.channels.socket(index));
         }

@@ -10,19 +10,20 @@ pub const DEFAULT: &str = "debian";
 pub const WITH_DRIVERS: &str = "debian-hardware";
 
 /// All images that there are recipes for.
-const RECIPES: [&Recipe; 2] = [&GUEST, &HARDWARE];
+const RECIPES: [&Recipe<'static>; 2] = [&GUEST, &HARDWARE];
 
 /// The same with Debian's kernel for real machines and drivers for the PCI devices that guests are given.
-const HARDWARE: Recipe = Recipe {
+const HARDWARE: Recipe<'static> = Recipe {
     name: WITH_DRIVERS,
     kernel: "linux-image-amd64",
     available: &["tun", "8021q", "igb", "igbvf", "e1000e", "nvme"],
     ..GUEST
 };
 
-const GUEST: Recipe = Recipe {
+const GUEST: Recipe<'static> = Recipe {
     name: DEFAULT,
     kernel: "linux-image-cloud-amd64",
+    modules: None,
     tools: &[
         // Busybox's shell takes its own applets for the real ip and tc, whatever PATH says.
         Tool {
@@ -106,7 +107,7 @@ pub enum ImageError {
     },
 }
 
-fn recipe(name: &str) -> Result<&'static Recipe, ImageError> {
+fn recipe(name: &str) -> Result<&'static Recipe<'static>, ImageError> {
     RECIPES
         .into_iter()
         .find(|recipe| recipe.name == name)

@@ -92,11 +92,13 @@ pub struct Tool {
 
 /// What an image is made of.
 #[derive(Debug, Clone, Copy)]
-pub struct Recipe {
+pub struct Recipe<'a> {
     /// Its name.
     pub name: &'static str,
     /// The package that depends on the newest kernel.
-    pub kernel: &'static str,
+    pub kernel: &'a str,
+    /// A folder of modules made for this kernel, all of which are there, instead of the package's where they have the same name.
+    pub modules: Option<&'a Path>,
     /// Programs besides busybox and the agent.
     pub tools: &'static [Tool],
     /// Modules that init loads.
@@ -109,13 +111,33 @@ pub struct Recipe {
     pub files: &'static [(&'static str, u32, &'static str)],
 }
 
-impl Recipe {
+impl Recipe<'_> {
     /// Stands for everything that is ours in the image: the recipe itself and the agent.
-    fn digest(&self, agent: &[u8]) -> String {
+    fn digest(&self, agent: &[u8]) -> Result<String, BuildError> {
         let mut hash = Sha256::new();
         hash.update(format!("{LAYOUT} {self:?}"));
+        for path in self.own_modules()? {
+            hash.update(fs::read(&path).map_err(failed("read", &path))?);
+        }
         hash.update(agent);
-        hex(&hash.finalize())
+        Ok(hex(&hash.finalize()))
+    }
+
+    /// The files in its folder of modules.
+    fn own_modules(&self) -> Result<Vec<PathBuf>, BuildError> {
+        let Some(folder) = self.modules else {
+            return Ok(Vec::new());
+        };
+        let refused = failed("read", folder);
+        let entries: io::Result<Vec<_>> = fs::read_dir(folder).and_then(Iterator::collect);
+        let mut paths: Vec<_> = entries
+            .map_err(refused)?
+            .into_iter()
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|kind| kind == "ko"))
+            .collect();
+        paths.sort();
+        Ok(paths)
     }
 }
 
@@ -159,9 +181,9 @@ impl Image {
 pub type Progress<'a> = &'a dyn Fn(&str);
 
 /// The newest image in the cache of this very recipe and agent, whatever its packages' versions; else a new one.
-pub fn ensure(recipe: &Recipe, cache: &Cache, progress: Progress<'_>) -> Result<Image, BuildError> {
+pub fn ensure(recipe: &Recipe<'_>, cache: &Cache, progress: Progress<'_>) -> Result<Image, BuildError> {
     let agent = read_agent()?;
-    let digest = recipe.digest(&agent);
+    let digest = recipe.digest(&agent)?;
     match cache
         .images(recipe.name)?
         .into_iter()
@@ -173,12 +195,12 @@ pub fn ensure(recipe: &Recipe, cache: &Cache, progress: Progress<'_>) -> Result<
 }
 
 /// The image of the newest versions of all packages that this machine's package lists know; built if it is not in the cache.
-pub fn build(recipe: &Recipe, cache: &Cache, progress: Progress<'_>) -> Result<Image, BuildError> {
+pub fn build(recipe: &Recipe<'_>, cache: &Cache, progress: Progress<'_>) -> Result<Image, BuildError> {
     let agent = read_agent()?;
     progress("looking up packages");
     let packages = resolve(recipe)?;
     let mut hash = Sha256::new();
-    let recipe_digest = recipe.digest(&agent);
+    let recipe_digest = recipe.digest(&agent)?;
     hash.update(&recipe_digest);
     for package in packages.values() {
         hash.update(format!("\n{} {}", package.name, package.version));
@@ -226,14 +248,14 @@ pub fn build(recipe: &Recipe, cache: &Cache, progress: Progress<'_>) -> Result<I
 }
 
 /// All packages needed: the kernel, busybox, the tools, and the libraries these depend on.
-fn resolve(recipe: &Recipe) -> Result<BTreeMap<String, Package>, BuildError> {
+fn resolve(recipe: &Recipe<'_>) -> Result<BTreeMap<String, Package>, BuildError> {
     let kernel = debian::newest_kernel(recipe.kernel)?;
     let mut roots = vec![kernel.as_str(), BUSYBOX];
     roots.extend(recipe.tools.iter().map(|tool| tool.package));
     Ok(debian::closure(&roots)?)
 }
 
-fn assemble(recipe: &Recipe, work: &Path, release: &str, agent: &[u8]) -> Result<Archive, BuildError> {
+fn assemble(recipe: &Recipe<'_>, work: &Path, release: &str, agent: &[u8]) -> Result<Archive, BuildError> {
     let root = &work.join("root");
     let mut tree = Archive::new();
     for folder in [
@@ -287,15 +309,30 @@ fn assemble(recipe: &Recipe, work: &Path, release: &str, agent: &[u8]) -> Result
     }
     add_busybox(&mut tree, root)?;
 
+    let own = own_modules(recipe, root, release)?;
     let modules = Modules::of_kernel(root, release)?;
     let folder = format!("usr/lib/modules/{release}");
-    let wanted = modules.select(recipe.load.iter().chain(recipe.available).copied())?;
+    let named = recipe.load.iter().chain(recipe.available).copied();
+    let wanted = modules.select(named.chain(own.iter().map(String::as_str)))?;
     for (path, bytes) in modules.collect(&wanted, &work.join("modules"))? {
         tree.file(&format!("{folder}/{path}"), 0o644, bytes);
     }
     let load = modules.not_built_in(recipe.load.iter().copied()).join(" ");
     tree.file("etc/netyard/modules", 0o644, format!("{load}\n").into_bytes());
     Ok(tree)
+}
+
+/// Puts the recipe's own modules among the kernel's, where they come before others of their names; gives their names.
+fn own_modules(recipe: &Recipe<'_>, root: &Path, release: &str) -> Result<Vec<String>, BuildError> {
+    let folder = root.join("lib/modules").join(release).join("updates");
+    let mut names = Vec::new();
+    for path in recipe.own_modules()? {
+        fs::create_dir_all(&folder).map_err(failed("create", &folder))?;
+        let name = path.file_name().unwrap_or_default();
+        fs::copy(&path, folder.join(name)).map_err(failed("copy", &path))?;
+        names.push(name.to_string_lossy().into_owned());
+    }
+    Ok(names)
 }
 
 /// Where packages put a program, with or without `usr`, and its folder in the image.

@@ -22,9 +22,16 @@ const MARK: &str = "emulated-host";
 /// Size of the `NVMe` drive: a file with holes.
 const DRIVE: u64 = 64 << 20;
 
-const RECIPE: Recipe = Recipe {
+/// Variables that choose another kernel than Debian's own, for tests of interfaces that this one lacks: the package that depends
+/// on it, and a folder of modules that were made for it.
+const KERNEL: &str = "NETYARD_HOST_KERNEL";
+/// See [`KERNEL`].
+const MODULES: &str = "NETYARD_HOST_MODULES";
+
+const RECIPE: Recipe<'static> = Recipe {
     name: "emulated-host",
     kernel: "linux-image-amd64",
+    modules: None,
     tools: &[],
     load: &[
         "virtio_pci",
@@ -94,7 +101,15 @@ impl Boot {
                 available,
             });
         }
-        let image = initramfs::ensure(&RECIPE, cache, progress)?;
+        let named = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        let kernel = named(KERNEL).map(|name| name.to_string_lossy().into_owned());
+        let modules = named(MODULES).map(PathBuf::from);
+        let recipe = Recipe {
+            kernel: kernel.as_deref().unwrap_or(RECIPE.kernel),
+            modules: modules.as_deref(),
+            ..RECIPE
+        };
+        let image = initramfs::ensure(&recipe, cache, progress)?;
         Ok(Self {
             qemu,
             image,
@@ -139,7 +154,10 @@ impl Boot {
         // With more CPUs nested guests hang.
         option("-smp", "1".into());
         option("-display", "none".into());
-        option("-monitor", "none".into());
+        option(
+            "-qmp",
+            joined("unix:", &escaped(&host.monitor()), ",server=on,wait=off"),
+        );
         option("-serial", joined("file:", &console, ""));
         option("-kernel", self.image.kernel().into());
         option("-initrd", self.image.initrd().into());
@@ -196,7 +214,7 @@ fn joined(before: &str, path: &std::path::Path, after: &str) -> OsString {
 
 /// PCI devices to give to guests, each behind a root port of its own: `igb`, an SR-IOV NIC, and `e1000e`, one without, on one
 /// wire with a gateway, 10.0.2.2; an `NVMe` drive; a NIC of two functions in one IOMMU group, wired to each other; and two
-/// conventional PCI NICs behind one bridge.
+/// conventional PCI NICs behind one bridge. Their names are for QEMU's monitor.
 fn hardware(host: &Host, option: &mut dyn FnMut(&str, OsString)) {
     for port in 1..=5 {
         // Windows that are small enough for all of them to be below 4 GiB: igb's virtual functions do not answer above.
@@ -216,8 +234,11 @@ fn hardware(host: &Host, option: &mut dyn FnMut(&str, OsString)) {
         let behind = if end == "gateway" { ",netdev=user" } else { "" };
         option("-netdev", format!("hubport,hubid={wire},id={end}{behind}").into());
     }
-    option("-device", "igb,netdev=igb,bus=rp1,romfile=".into());
-    option("-device", "e1000e,netdev=e1000e,bus=rp2,romfile=".into());
+    option("-device", "igb,id=igb,netdev=igb,bus=rp1,romfile=".into());
+    option(
+        "-device",
+        "e1000e,id=e1000e,netdev=e1000e,bus=rp2,romfile=".into(),
+    );
     option(
         "-drive",
         joined(
@@ -226,7 +247,7 @@ fn hardware(host: &Host, option: &mut dyn FnMut(&str, OsString)) {
             "",
         ),
     );
-    option("-device", "nvme,drive=nvme,serial=netyard,bus=rp3".into());
+    option("-device", "nvme,id=nvme,drive=nvme,serial=netyard,bus=rp3".into());
     for function in 0..2 {
         let place = format!("bus=rp4,addr=0.{function},multifunction=on");
         option(
@@ -323,6 +344,10 @@ mod tests {
         assert!(text.contains("-smp 1 ") && text.contains("-m 2048M "), "{text}");
         assert!(text.contains("path=/run/a,,b/agent.15.sock"), "{text}");
         assert!(text.contains("file=/run/a,,b/nvme.img "), "{text}");
+        assert!(
+            text.contains("-qmp unix:/run/a,,b/monitor.sock,server=on,wait=off "),
+            "{text}"
+        );
         assert!(text.contains("cache=loose intremap=off "), "{text}");
     }
 }

@@ -10,9 +10,10 @@ fn manifest(name: &str, key: &str) -> Manifest {
     }
 }
 
-const RECIPE: Recipe = Recipe {
+const RECIPE: Recipe<'static> = Recipe {
     name: "test",
     kernel: "linux-image-test",
+    modules: None,
     tools: &[],
     load: &["virtio_pci"],
     available: &[],
@@ -80,16 +81,43 @@ fn folder_of(cache: &Cache) -> PathBuf {
 
 #[test]
 fn the_digest_changes_with_recipe_and_agent() {
-    let digest = RECIPE.digest(b"agent");
-    assert_eq!(digest, RECIPE.digest(b"agent"));
-    assert_ne!(digest, RECIPE.digest(b"other agent"));
-    assert_ne!(digest, Recipe { load: &[], ..RECIPE }.digest(b"agent"));
-    assert_ne!(
-        digest,
-        Recipe {
-            files: &[("init", 0o755, "#!/bin/ash\n")],
-            ..RECIPE
-        }
-        .digest(b"agent")
+    let digest = |recipe: Recipe<'_>, agent: &[u8]| recipe.digest(agent).unwrap();
+    let usual = digest(RECIPE, b"agent");
+    assert_eq!(usual, digest(RECIPE, b"agent"));
+    assert_ne!(usual, digest(RECIPE, b"other agent"));
+    assert_ne!(usual, digest(Recipe { load: &[], ..RECIPE }, b"agent"));
+    let other = Recipe {
+        files: &[("init", 0o755, "#!/bin/ash\n")],
+        ..RECIPE
+    };
+    assert_ne!(usual, digest(other, b"agent"));
+}
+
+#[test]
+fn modules_of_ones_own_are_a_part_of_the_image() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let modules = path.join("modules");
+    fs::create_dir(&modules).unwrap();
+    let recipe = Recipe {
+        modules: Some(&modules),
+        ..RECIPE
+    };
+    fs::write(modules.join("vfio.ko"), "old").unwrap();
+    fs::write(modules.join("vfio.o"), "").unwrap();
+    let before = recipe.digest(b"").unwrap();
+    fs::write(modules.join("vfio.ko"), "new").unwrap();
+    assert_ne!(before, recipe.digest(b"").unwrap());
+    let root = path.join("root");
+    assert_eq!(own_modules(&recipe, &root, "6.12").unwrap(), ["vfio.ko"]);
+    assert_eq!(
+        fs::read_to_string(root.join("lib/modules/6.12/updates/vfio.ko")).unwrap(),
+        "new"
     );
+    assert_eq!(own_modules(&RECIPE, &root, "6.12").unwrap(), [""; 0]);
+    let absent = Recipe {
+        modules: Some(&path.join("none")),
+        ..RECIPE
+    };
+    absent.digest(b"").unwrap_err();
 }
