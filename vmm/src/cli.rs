@@ -199,7 +199,7 @@ pub enum CtlAction {
     PowerOff,
     /// Reset the guest.
     Reset,
-    /// Hold its processors.
+    /// Hold its processors; devices of the host that it has go on.
     Pause,
     /// Let its processors run on.
     Resume,

@@ -5,7 +5,7 @@
 //!   (host) ───────► working ──────────────────────────────┐  or taken by force
 //!                    │    │ device del, or the host wants  ▼
 //!                    │    └─────────────► leaving ──────► (host)
-//!                    └─ error ──► failed ──────────────────┘
+//!                    └─ error ──► failed, or no answer any more ──► gone ──► (host)
 //! ```
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -61,6 +61,8 @@ pub enum DeviceState {
     Leaving,
     /// It has reported an error that it does not recover from, and was stopped. Take it out.
     Failed,
+    /// It does not answer any more: it was pulled out, or its link is down. Take it out.
+    Gone,
 }
 
 /// What a device is and does.
@@ -95,6 +97,8 @@ struct Inner {
     devices: Vec<Device>,
     /// Names of devices that are being given back.
     closing: Vec<String>,
+    /// Slots whose device was taken away, which the guest has not noticed yet: what came into them would pass for the old one.
+    stale: Vec<u8>,
 }
 
 /// The devices of the host that a VM has.
@@ -150,7 +154,7 @@ impl Passthrough {
             .map_err(|error| PassthroughError::Watch(source.clone(), error))?;
         let slot = self
             .root
-            .add_hot_plug(Arc::clone(&function) as Arc<dyn Function>)
+            .add_hot_plug(Arc::clone(&function) as Arc<dyn Function>, &inner.stale)
             .map_err(|error| PassthroughError::Pci(source.clone(), error))?;
         inner.devices.push(Device {
             name,
@@ -185,7 +189,7 @@ impl Passthrough {
         let slot = device.slot;
         if force {
             drop(inner);
-            self.take_out(slot);
+            self.take_away(slot);
             return Ok(());
         }
         if device.state == DeviceState::Working {
@@ -208,19 +212,22 @@ impl Passthrough {
 
     /// The guest has let go of what is in `slot`.
     pub fn ejected(&self, slot: u8) {
+        self.lock().stale.retain(|stale| *stale != slot);
         self.take_out(slot);
     }
 
     /// Everything that the guest has been asked for goes when it starts again.
     pub fn reset(&self) {
         self.hot_plug.reset();
-        let leaving: Vec<u8> = self
-            .lock()
+        let mut inner = self.lock();
+        inner.stale.clear();
+        let leaving: Vec<u8> = inner
             .devices
             .iter()
             .filter(|device| device.state == DeviceState::Leaving)
             .map(|device| device.slot)
             .collect();
+        drop(inner);
         for slot in leaving {
             self.take_out(slot);
         }
@@ -231,8 +238,24 @@ impl Passthrough {
         self.lock().spaces.in_use()
     }
 
-    /// What there is.
+    /// What there is, and how it is now: nobody tells when a device is pulled out.
     pub fn list(&self) -> Vec<DeviceInfo> {
+        let mut inner = self.lock();
+        let mut gone = Vec::new();
+        for device in &mut inner.devices {
+            if device.state == DeviceState::Working && !device.function.answers() {
+                tracing::error!(
+                    device.name,
+                    "the device does not answer; it waits to be taken out"
+                );
+                device.state = DeviceState::Gone;
+                gone.push(Arc::clone(&device.function));
+            }
+        }
+        drop(inner);
+        for function in gone {
+            function.quiesce();
+        }
         let info = |device: &Device| DeviceInfo {
             device: device.name.clone(),
             guest_address: format!("0000:00:{:02x}.0", device.slot),
@@ -266,16 +289,25 @@ impl Passthrough {
                         name,
                         "the host wants the device back; the guest is asked to let go of it"
                     );
-                    device.state = DeviceState::Leaving;
+                    if device.state == DeviceState::Working {
+                        device.state = DeviceState::Leaving;
+                    }
                     drop(inner);
                     self.hot_plug.ask_for(slot);
                 } else {
                     tracing::error!(name, "the guest does not let go of the device; it is taken away");
                     drop(inner);
-                    self.take_out(slot);
+                    self.take_away(slot);
                 }
             }
         }
+    }
+
+    /// Takes a device out without the guest's consent, and has the guest let go of what it still believes to be there.
+    fn take_away(&self, slot: u8) {
+        self.lock().stale.push(slot);
+        self.take_out(slot);
+        self.hot_plug.ask_for(slot);
     }
 
     fn take_out(&self, slot: u8) {

@@ -42,7 +42,7 @@ pub trait Function: Debug + Send + Sync {
     }
 
     /// Keeps away from guest memory until `resume`: when this returns, nothing in it changes any more. A function that
-    /// does nothing of its own accord has nothing to do here.
+    /// does nothing of its own accord has nothing to do here, and a device of the host that only its driver can stop goes on.
     fn pause(&self) {}
 
     /// Goes on where `pause` stopped.

@@ -101,21 +101,21 @@ impl Root {
     /// Puts `function` into the first free slot, places its BARs and switches them on. Returns the slot. The guest
     /// sees the function only when all is in place.
     pub fn add(&self, function: Arc<dyn Function>) -> Result<u8, PciError> {
-        self.add_from(0, function).map_err(|error| match error {
+        self.add_from(0, function, &[]).map_err(|error| match error {
             PciError::NoHotPlugSlot => PciError::NoSlot,
             other => other,
         })
     }
 
-    /// Like `add`, into a slot whose function can be taken out and put in while the guest runs.
-    pub fn add_hot_plug(&self, function: Arc<dyn Function>) -> Result<u8, PciError> {
-        self.add_from(usize::from(HOT_PLUG_SLOTS.start), function)
+    /// Like `add`, into a slot whose function can be taken out and put in while the guest runs, and none of `but`.
+    pub fn add_hot_plug(&self, function: Arc<dyn Function>, but: &[u8]) -> Result<u8, PciError> {
+        self.add_from(usize::from(HOT_PLUG_SLOTS.start), function, but)
     }
 
-    fn add_from(&self, first: usize, function: Arc<dyn Function>) -> Result<u8, PciError> {
+    fn add_from(&self, first: usize, function: Arc<dyn Function>, but: &[u8]) -> Result<u8, PciError> {
         let mut inner = self.lock();
         let number = (first..SLOTS)
-            .find(|slot| inner.slots[*slot].is_none())
+            .find(|slot| inner.slots[*slot].is_none() && but.iter().all(|but| usize::from(*but) != *slot))
             .ok_or(PciError::NoHotPlugSlot)?;
         let config = function.config_space();
         let mut slot = Slot {

@@ -1,19 +1,17 @@
 //! A device of the host as a function on the guest's PCI bus.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::host::{CONFIG, HostDevice};
 use super::interrupts::Interrupts;
 use super::regions::Region;
-use super::registers::{COMMAND, MsixLayout, Registers};
+use super::registers::{COMMAND, MsixLayout, Registers, STATUS};
 use crate::hv::HvError;
 use crate::pci::{BarMove, ConfigSpace, Function, Platform};
 
 const COMMAND_IO: u16 = 1;
 const COMMAND_MEMORY: u16 = 1 << 1;
-const COMMAND_BUS_MASTER: u16 = 1 << 2;
 const FUNCTION_LEVEL_RESET: u8 = 1 << 7;
 const MSIX_ENTRY: u64 = 16;
 
@@ -25,9 +23,6 @@ pub struct VfioFunction {
     registers: Registers,
     regions: Vec<Region>,
     interrupts: Mutex<Interrupts>,
-    /// The command register as the guest has written it.
-    command: AtomicU16,
-    paused: AtomicBool,
 }
 
 /// Which part of a BAR an access hits.
@@ -65,13 +60,19 @@ impl VfioFunction {
             registers,
             regions,
             interrupts: Mutex::new(interrupts),
-            command: AtomicU16::new(0),
-            paused: AtomicBool::new(false),
         })
     }
 
     fn interrupts(&self) -> MutexGuard<'_, Interrupts> {
         self.interrupts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// False once the device does not answer: it was pulled out, or its link is down. Reads give ones then, and no device has
+    /// all bits of its status register set.
+    pub fn answers(&self) -> bool {
+        let mut status = [0; 2];
+        self.device.read(CONFIG, STATUS.into(), &mut status);
+        status != [0xff; 2]
     }
 
     /// The device stops reaching guest memory and interrupting.
@@ -83,16 +84,8 @@ impl VfioFunction {
     /// Memory decoding stays on, whatever the guest says: an access to a register that does not answer would end the process.
     /// Whether the guest reaches the registers is a matter of our bus.
     fn write_command(&self, command: u16) {
-        self.command.store(command, Ordering::Release);
-        let mut command = command & !COMMAND_IO | COMMAND_MEMORY;
-        if self.paused.load(Ordering::Acquire) {
-            command &= !COMMAND_BUS_MASTER;
-        }
+        let command = command & !COMMAND_IO | COMMAND_MEMORY;
         self.device.write(CONFIG, COMMAND.into(), &command.to_le_bytes());
-    }
-
-    fn command(&self) -> u16 {
-        self.command.load(Ordering::Acquire)
     }
 
     fn power_on(&self) {
@@ -219,19 +212,10 @@ impl Function for VfioFunction {
         }
     }
 
-    fn pause(&self) {
-        let command = self.command();
-        self.paused.store(true, Ordering::Release);
-        self.write_command(command);
-    }
-
-    fn resume(&self) {
-        self.paused.store(false, Ordering::Release);
-        self.write_command(self.command());
-    }
+    // A pause leaves the device alone. Only its own driver can stop it so that it goes on afterwards: with bus mastering taken
+    // away, what it writes is lost, and its rings and the driver's idea of them part.
 
     fn reset(&self) {
-        self.paused.store(false, Ordering::Release);
         self.power_on();
     }
 }

@@ -29,7 +29,8 @@ use capabilities::{Extended, Standard};
 
 /// The command register.
 pub(super) const COMMAND: u16 = 0x04;
-const STATUS: u16 = 0x06;
+/// The status register.
+pub(super) const STATUS: u16 = 0x06;
 const BAR0: u16 = 0x10;
 const CAPABILITIES: u16 = 0x34;
 const INTERRUPT_PIN: u16 = 0x3d;
