@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
+use topologies::emulated::Host;
 
+use crate::monitor::Monitor;
 use crate::{bin, deadline};
 
 /// Where the lab's machines run.
@@ -41,6 +43,7 @@ impl Place {
 pub struct Yard {
     run: TempDir,
     place: Place,
+    variables: Vec<(&'static str, PathBuf)>,
 }
 
 impl Yard {
@@ -53,7 +56,16 @@ impl Yard {
             .prefix("ny-")
             .tempdir()
             .expect("a folder for the test");
-        Self { run, place }
+        Self {
+            run,
+            place,
+            variables: Vec::new(),
+        }
+    }
+
+    /// Sets a variable for all `lab` commands.
+    pub fn set(&mut self, name: &'static str, value: &Path) {
+        self.variables.push((name, value.to_path_buf()));
     }
 
     /// Where the labs of this folder run.
@@ -68,7 +80,17 @@ impl Yard {
 
     /// A `lab` command in this folder.
     pub fn command(&self) -> Command {
-        bin::command("lab", self.run.path())
+        let mut command = bin::command("lab", self.run.path());
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// The monitor of the QEMU that the emulated host runs in.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub fn monitor(&self) -> Monitor {
+        Monitor::connect(&Host::in_folder(self.dir().join("emulated-host")).monitor())
     }
 
     /// Writes a lab file with two nodes on one switch.
@@ -143,6 +165,11 @@ impl Lab<'_> {
     /// The lab's name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The run folder that it lives in.
+    pub fn yard(&self) -> &Yard {
+        self.yard
     }
 
     /// `lab status`, parsed.

@@ -4,8 +4,10 @@
 pub mod bench;
 pub mod bin;
 pub mod deadline;
+pub mod iommu;
 pub mod lab;
 pub mod markdown;
+pub mod monitor;
 pub mod pktgen;
 pub mod switch;
 pub mod testpmd;

@@ -1,12 +1,18 @@
 //! Devices of the host in a guest, through VFIO: in the emulated host, which has an SR-IOV NIC, other NICs and a drive behind an
 //! IOMMU, with our own `vmm`.
 
-use std::process::{Command, Output};
-use std::time::Duration;
+#![forbid(unsafe_code)]
+
+mod dma;
+mod iommufd;
+mod rig;
+
+use std::time::Instant;
 
 use netyard_tests::bin;
-use netyard_tests::deadline::wait_for;
-use netyard_tests::lab::{Lab, Place, Yard};
+use netyard_tests::lab::{Place, Yard};
+
+use rig::Rig;
 
 /// The host's end of the wire that all NICs but the pair are on, and the guest's.
 const HOST: &str = "10.9.0.1";
@@ -24,142 +30,47 @@ const PAIR: [&str; 2] = ["0000:04:00.0", "0000:04:00.1"];
 
 const GUEST_MIB: u64 = 384;
 const REBOOTS: u32 = 10;
-const PATIENCE: Duration = Duration::from_mins(4);
-
-/// A lab with one node, and the host that it is in.
-struct Rig<'a> {
-    lab: Lab<'a>,
-}
-
-impl Rig<'_> {
-    /// A command in a shell on the host, whatever comes of it.
-    fn try_host(&self, script: &str) -> Output {
-        bin::finish(&mut self.lab.on_host(&["sh", "-c", script]))
-    }
-
-    fn host(&self, script: &str) -> String {
-        bin::succeed(&mut self.lab.on_host(&["sh", "-c", script]))
-    }
-
-    fn host_until(&self, script: &str) {
-        wait_for(script, PATIENCE, || {
-            self.try_host(script).status.success().then_some(())
-        });
-    }
-
-    fn guest(&self, script: &str) -> String {
-        self.lab.run("a", &["sh", "-c", script])
-    }
-
-    fn guest_until(&self, script: &str) -> String {
-        self.lab.run_until("a", &["sh", "-c", script])
-    }
-
-    fn api(&self) -> String {
-        format!("/run/netyard/labs/{}/nodes/a/api.sock", self.lab.name())
-    }
-
-    fn device(&self, words: &[&str]) -> Command {
-        let api = self.api();
-        let argv = [&["vmm", "device", "--api-socket", &api], words].concat();
-        self.lab.on_host(&argv)
-    }
-
-    fn plug(&self, device: &str) {
-        bin::succeed(&mut self.device(&["add", device]));
-    }
-
-    fn unplug(&self, device: &str) {
-        bin::succeed(&mut self.device(&["del", device]));
-    }
-
-    fn devices(&self) -> String {
-        bin::succeed(&mut self.device(&["list"]))
-    }
-
-    /// Gives a device to vfio-pci.
-    fn bind(&self, device: &str) {
-        self.host(&format!(
-            "modprobe vfio-pci; cd /sys/bus/pci/devices/{device}; echo vfio-pci > driver_override; \
-             [ ! -e driver ] || echo {device} > driver/unbind; echo {device} > /sys/bus/pci/drivers_probe"
-        ));
-    }
-
-    /// Gives a device back to the host's own driver.
-    fn release(&self, device: &str) {
-        self.host(&format!(
-            "cd /sys/bus/pci/devices/{device}; echo > driver_override; [ ! -e driver ] || echo {device} > driver/unbind; \
-             echo {device} > /sys/bus/pci/drivers_probe; [ -e driver ]"
-        ));
-    }
-
-    /// Kibibytes that the VMM's devices keep in place.
-    fn pinned(&self) -> u64 {
-        let text = self.host("sed -n 's/^VmLck:[^0-9]*\\([0-9]*\\) kB/\\1/p' /proc/$(pidof vmm)/status");
-        text.trim().parse().expect("a number of kibibytes")
-    }
-
-    /// The guest's driver has a NIC with this driver, and it reaches `peer`.
-    fn guest_pings(&self, load: &str, driver: &str, address: &str, peer: &str) {
-        self.guest(load);
-        let nic = format!(
-            "nic=$(for n in /sys/class/net/*; do [ $(basename $(readlink $n/device/driver)) = {driver} ] && basename $n; done \
-             2>/dev/null | head -1)"
-        );
-        self.guest_until(&format!(
-            "{nic}; ip link set $nic up && ip address replace {address} dev $nic && ping -c 2 -W 5 {peer}"
-        ));
-    }
-
-    /// How many interrupts of a kind each CPU of the guest has had from NICs and drives of a name.
-    fn interrupts(&self, kind: &str, name: &str) -> Vec<Vec<u64>> {
-        let text = self.guest(&format!("grep -i '{kind}.*{name}' /proc/interrupts"));
-        let counts = |line: &str| {
-            let words = line.split_whitespace().skip(1);
-            words.map_while(|word| word.parse().ok()).collect()
-        };
-        text.lines().map(counts).collect()
-    }
-
-    fn virtual_function(&self) {
-        self.host(&format!(
-            "modprobe igb; cd /sys/bus/pci/devices/{NIC}; nic=$(ls net); ip link set $nic up; \
-             ip address replace {HOST}/24 dev $nic; echo 1 > sriov_numvfs; ip link set $nic vf 0 mac {VF_MAC}"
-        ));
-        self.bind(VF);
-    }
-
-    fn vf_works(&self) {
-        self.guest_pings("modprobe igbvf", "igbvf", GUEST, HOST);
-    }
-}
+/// The process of the only VMM that runs.
+const VMM: &str = "$(pidof vmm)";
 
 #[test]
 fn e2e_vfio_devices_come_work_and_go() {
     let yard = Yard::new(Place::Emulated);
-    let path = yard.dir().join("pass.lab.yaml");
-    let text = "name: pass\nswitches: {lan: }\nnodes:\n  a: {image: debian-hardware, cpus: 2, memory: 384M, \
-                nics: [{switch: lan, ip: 10.0.0.1/24}]}\n";
-    std::fs::write(&path, text).unwrap();
-    let rig = Rig { lab: yard.up(&path) };
+    let rig = Rig::new(&yard);
+    run(
+        &rig,
+        &[
+            ("reboots", |rig| a_vf_is_plugged_and_survives_reboots(rig)),
+            ("a pause", |rig| a_paused_guest_goes_on_with_its_vf(rig)),
+            ("unplug under traffic", |rig| traffic_does_not_keep_a_vf(rig)),
+            ("taken back", |rig| the_host_takes_a_vf_back(rig)),
+            ("drive", |rig| a_drive_is_written(rig)),
+            ("interrupts", |rig| a_nic_interrupts_by_pin_and_by_message(rig)),
+            ("whole NIC", |rig| a_whole_nic_interrupts_every_cpu(rig)),
+            ("pair", |rig| a_device_of_two_functions(rig)),
+            ("refusals", |rig| refusals(rig)),
+            ("killed", |rig| a_killed_vmm_leaves_a_device_that_works(rig)),
+        ],
+    );
+}
 
-    a_vf_is_plugged_and_survives_reboots(&rig);
-    traffic_does_not_keep_a_vf(&rig);
-    the_host_takes_a_vf_back(&rig);
-    a_drive_is_written(&rig);
-    a_nic_interrupts_by_pin_and_by_message(&rig);
-    a_whole_nic_interrupts_every_cpu(&rig);
-    a_device_of_two_functions(&rig);
-    refusals(&rig);
-    a_killed_vmm_leaves_a_device_that_works(&rig);
+/// The parts of a test, which share a machine, and what they are called.
+type Part<'a> = (&'a str, fn(&Rig<'_>));
+
+fn run(rig: &Rig<'_>, parts: &[Part<'_>]) {
+    for (name, part) in parts {
+        let start = Instant::now();
+        part(rig);
+        eprintln!("{name}: {:.0} s", start.elapsed().as_secs_f64());
+    }
 }
 
 fn a_vf_is_plugged_and_survives_reboots(rig: &Rig<'_>) {
     rig.virtual_function();
     assert_eq!(rig.pinned(), 0);
     rig.plug(VF);
-    // Guest RAM, and nothing else, is what a device can reach.
     assert_eq!(rig.pinned(), GUEST_MIB << 10);
+    dma::reaches_guest_memory_alone(rig, VF, GUEST_MIB, VMM);
     rig.guest_until("ls /sys/bus/pci/devices/0000:00:10.0");
     rig.vf_works();
     assert_eq!(
@@ -173,18 +84,23 @@ fn a_vf_is_plugged_and_survives_reboots(rig: &Rig<'_>) {
     );
     let twice = bin::finish(&mut rig.device(&["add", VF]));
     assert!(!twice.status.success(), "{twice:?}");
-    let id = "cat /proc/sys/kernel/random/boot_id";
     for _ in 0..REBOOTS {
-        let before = rig.guest(id);
-        bin::succeed(
-            &mut rig
-                .lab
-                .on_host(&["vmm", "ctl", "--api-socket", &rig.api(), "reset"]),
-        );
-        rig.guest_until(&format!("[ $({id}) != {} ]", before.trim()));
+        rig.restart_guest();
         rig.vf_works();
     }
+    dma::reaches_guest_memory_alone(rig, VF, GUEST_MIB, VMM);
     assert_eq!(rig.pinned(), GUEST_MIB << 10);
+}
+
+/// Its NIC goes on alone, so that the two still understand each other afterwards.
+fn a_paused_guest_goes_on_with_its_vf(rig: &Rig<'_>) {
+    let address = GUEST.trim_end_matches("/24");
+    rig.host(&format!("busybox ping -c 1 -W 5 {address}"));
+    rig.ctl("pause");
+    let ping = rig.try_host(&format!("busybox ping -c 3 -W 2 {address}"));
+    assert!(!ping.status.success(), "{ping:?}");
+    rig.ctl("resume");
+    rig.host_until(&format!("busybox ping -c 1 -W 2 {address}"));
 }
 
 fn traffic_does_not_keep_a_vf(rig: &Rig<'_>) {
@@ -193,6 +109,7 @@ fn traffic_does_not_keep_a_vf(rig: &Rig<'_>) {
         rig.unplug(VF);
         drop(traffic);
         assert_eq!((rig.pinned(), rig.devices().as_str()), (0, ""));
+        dma::reaches_nothing(rig, VF);
         rig.guest("! ls /sys/bus/pci/devices/0000:00:10.0");
         rig.plug(VF);
         rig.vf_works();
@@ -209,7 +126,8 @@ fn the_host_takes_a_vf_back(rig: &Rig<'_>) {
 
 fn a_drive_is_written(rig: &Rig<'_>) {
     rig.bind(DRIVE);
-    rig.plug(DRIVE);
+    // By its folder.
+    rig.plug(&format!("/sys/bus/pci/devices/{DRIVE}"));
     rig.guest("modprobe nvme");
     rig.guest_until("[ -b /dev/nvme0n1 ]");
     let written = rig.guest(
@@ -244,8 +162,6 @@ fn a_nic_interrupts_by_pin_and_by_message(rig: &Rig<'_>) {
         );
     }
     rig.unplug(E1000E);
-    rig.host("modprobe e1000e");
-    rig.release(E1000E);
 }
 
 fn a_whole_nic_interrupts_every_cpu(rig: &Rig<'_>) {
@@ -269,7 +185,6 @@ fn a_whole_nic_interrupts_every_cpu(rig: &Rig<'_>) {
         );
     }
     rig.unplug(NIC);
-    rig.release(NIC);
 }
 
 fn a_device_of_two_functions(rig: &Rig<'_>) {
@@ -286,6 +201,10 @@ fn a_device_of_two_functions(rig: &Rig<'_>) {
     for function in PAIR {
         rig.plug(function);
     }
+    // A group has one map.
+    for function in PAIR {
+        dma::reaches_guest_memory_alone(rig, function, GUEST_MIB, VMM);
+    }
     // They are wired to each other.
     rig.guest("modprobe e1000e");
     rig.guest_until(
@@ -299,6 +218,9 @@ fn a_device_of_two_functions(rig: &Rig<'_>) {
         rig.unplug(function);
     }
     assert_eq!(rig.pinned(), 0);
+    for function in PAIR {
+        dma::reaches_nothing(rig, function);
+    }
 }
 
 fn refusals(rig: &Rig<'_>) {
@@ -334,7 +256,9 @@ fn a_killed_vmm_leaves_a_device_that_works(rig: &Rig<'_>) {
     rig.virtual_function();
     rig.plug(VF);
     rig.vf_works();
+    dma::reaches_guest_memory_alone(rig, VF, GUEST_MIB, VMM);
     rig.host("kill -9 $(pidof vmm); while pidof vmm; do sleep 0.1; done");
+    dma::reaches_nothing(rig, VF);
     rig.host("modprobe igbvf");
     rig.release(VF);
     rig.host_until(&format!(
