@@ -3,8 +3,7 @@
 //! What they catch was tried by taking it out. `an_entry_is_not_refreshed_after_it_was_freed` fails without the comparison of versions in
 //! `Fdb::find_in`, and with a plain store in place of the exchange in `Fdb::refresh`; `an_address_is_learned_once` without the second
 //! look under the lock in `Fdb::insert_learned`; `memory_goes_only_when_nobody_uses_it` when the mapping ends before the control thread
-//! has had the gate; `what_was_published_is_seen` when the version changes before the value is locked in `Published::store`;
-//! `no_address_is_learned_on_a_port_that_is_gone` when the port's addresses are forgotten before its ring was taken.
+//! has had the gate. Not yet tried so: `what_was_published_is_seen` and `no_address_is_learned_on_a_port_that_is_gone`.
 
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
