@@ -51,9 +51,9 @@ fn the_control_queue_is_handed_over_behind_all_pairs_of_the_back_end() {
             assert_eq!(backend.wait_for(SET_VRING_NUM).state().0, index);
         }
         for index in indices {
-            let state = backend.wait_for(SET_VRING_ENABLE).state();
+            let told = backend.wait_for(SET_VRING_ENABLE).state();
             assert_eq!(
-                state,
+                told,
                 (index, 1),
                 "which pairs are in use is the back-end's to know"
             );
