@@ -83,7 +83,7 @@ fn run(name: &str) {
         let _running = Running(name, &input);
         target(&input);
     }
-    let rate = u128::from(executions) * 1_000_000 / (worked() - begin).as_micros().max(1);
+    let rate = u128::from(executions) * 1_000_000 / worked().saturating_sub(begin).as_micros().max(1);
     println!("{name}: {executions} executions, {rate} in a second of processor time");
 }
 
