@@ -1,9 +1,10 @@
 //! What a device reaches, as the IOMMU has it: looked at from outside of the host that set it up.
 
 use netyard_tests::bin;
+use netyard_tests::deadline::wait_for;
 use netyard_tests::iommu::{self, Mapping, Reach};
 
-use crate::rig::Rig;
+use crate::rig::{PATIENCE, Rig};
 
 const PAGE: u64 = 4096;
 
@@ -49,6 +50,13 @@ pub(crate) fn reaches_guest_memory_alone(rig: &Rig<'_>, device: &str, mib: u64, 
 
 pub(crate) fn reaches_nothing(rig: &Rig<'_>, device: &str) {
     assert_eq!(reach(rig, device), Reach::Pages(Vec::new()), "{device}");
+}
+
+/// Waits until the kernel has closed what a killed VMM had open.
+pub(crate) fn comes_to_reach_nothing(rig: &Rig<'_>, device: &str) {
+    wait_for("the map of a killed VMM to end", PATIENCE, || {
+        (reach(rig, device) == Reach::Pages(Vec::new())).then_some(())
+    });
 }
 
 /// Where each page of the guest's RAM is, by the page table of the VMM (`Documentation/admin-guide/mm/pagemap.rst`).

@@ -185,6 +185,7 @@ fn a_whole_nic_interrupts_every_cpu(rig: &Rig<'_>) {
         );
     }
     rig.unplug(NIC);
+    rig.release(NIC);
 }
 
 fn a_device_of_two_functions(rig: &Rig<'_>) {
@@ -258,7 +259,7 @@ fn a_killed_vmm_leaves_a_device_that_works(rig: &Rig<'_>) {
     rig.vf_works();
     dma::reaches_guest_memory_alone(rig, VF, GUEST_MIB, VMM);
     rig.host("kill -9 $(pidof vmm); while pidof vmm; do sleep 0.1; done");
-    dma::reaches_nothing(rig, VF);
+    dma::comes_to_reach_nothing(rig, VF);
     rig.host("modprobe igbvf");
     rig.release(VF);
     rig.host_until(&format!(
