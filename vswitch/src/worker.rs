@@ -24,6 +24,7 @@ mod shared;
 mod source;
 mod train;
 mod wanted;
+mod window;
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -12,18 +12,13 @@ use super::BURST;
 use super::deliver::{Forwarder, Sent};
 use super::shared::{Source, Sources, WAKE, WorkerShared};
 use super::source::FrameBuffers;
+use super::window::Window;
 use crate::bridge::{Bridge, PortTable};
 use crate::config::PollMode;
 use crate::counters::DropReason;
 use crate::port::IngressQueue;
 use crate::published::Reader;
 
-/// How long a queue is polled after its last frame, where CPUs are plenty.
-const WINDOW: Duration = Duration::from_micros(50);
-/// How long it is polled where guests need the few CPUs there are.
-const SHORT_WINDOW: Duration = Duration::from_micros(10);
-/// CPUs from which on polling takes nothing from anyone.
-const PLENTY: usize = 4;
 /// Busy rounds between two looks at what woke up meanwhile.
 const ROUNDS_PER_LOOK: u32 = 4;
 /// Empty rounds before the first such look: a system call costs as much as many of them, and the next frame may be just coming.
@@ -77,8 +72,8 @@ pub(super) struct Round {
     sent: Burst,
     /// For frames of the host and such as have to be copied, once there are any.
     own_buffers: Option<FrameBuffers>,
-    /// How long an idle queue is polled; none for ever.
-    window: Option<Duration>,
+    /// How long an idle queue is polled.
+    window: Window,
     faults: usize,
 }
 
@@ -96,13 +91,7 @@ impl Round {
             forwarder: Forwarder::new(),
             sent: Burst::with_capacity(BURST),
             own_buffers: None,
-            window: match (poll, cpus) {
-                (PollMode::Always, _) => None,
-                (PollMode::Adaptive, PLENTY..) => Some(WINDOW),
-                (PollMode::Adaptive, 2..) => Some(SHORT_WINDOW),
-                // On one CPU nothing can come while it is polled for.
-                (PollMode::Adaptive | PollMode::Never, _) => Some(Duration::ZERO),
-            },
+            window: Window::new(poll, cpus),
             faults: fault_count(),
         }
     }
@@ -124,7 +113,9 @@ impl Round {
             empty = 0;
             if self.active.is_empty() {
                 self.release();
+                let asleep = Instant::now();
                 self.wait(None);
+                self.window.slept(asleep.elapsed());
             } else if !worked && self.only_never_kicking() {
                 self.wait(Some(&NO_KICK_PERIOD));
             } else {
@@ -280,7 +271,9 @@ impl Round {
     }
 
     fn is_idle_long(&mut self, number: usize) -> bool {
-        let Some(window) = self.window else { return false };
+        let Some(window) = self.window.now() else {
+            return false;
+        };
         if window.is_zero() {
             return true;
         }
