@@ -12,6 +12,7 @@ mod script;
 use std::path::Path;
 use std::time::Duration;
 
+use self::script::{Act, Backend, Offer, Stage};
 use super::{NicOptions, Timeouts, VhostUserNet, features};
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::test_driver::{Guest, SOON, wait_for};
@@ -31,6 +32,16 @@ fn options(path: &Path) -> NicOptions {
         timeouts: patient(),
         ..NicOptions::new("net0", path)
     }
+}
+
+/// Makes a NIC while a well-behaved back-end comes up.
+fn connected(stage: &Stage, offer: Offer) -> (VhostUserNet, Backend) {
+    let options = options(&stage.path);
+    std::thread::scope(|scope| {
+        let nic = scope.spawn(|| VhostUserNet::new(options).unwrap());
+        let backend = stage.play(offer, |_, _| Act::Answer);
+        (nic.join().unwrap(), backend)
+    })
 }
 
 /// Negotiates all that is offered and starts the NIC.

@@ -3,7 +3,7 @@
 use vm_memory::{Bytes, GuestAddress};
 
 use super::script::{Act, Backend, GET_FEATURES, Offer, SET_VRING_ENABLE, Stage};
-use super::{Guest, SOON, drive, options, wait_for};
+use super::{Guest, SOON, connected, drive, wait_for};
 use crate::vhost_user::VhostUserNet;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::test_driver::RING_SIZE;
@@ -24,12 +24,7 @@ struct Setup {
 impl Setup {
     fn new() -> Self {
         let stage = Stage::new();
-        let options = options(&stage.path);
-        let (mut nic, backend) = std::thread::scope(|scope| {
-            let nic = scope.spawn(|| VhostUserNet::new(options).unwrap());
-            let backend = stage.good();
-            (nic.join().unwrap(), backend)
-        });
+        let (mut nic, backend) = connected(&stage, Offer::default());
         let mut guest = Guest::new(5);
         drive(&mut guest, &mut nic);
         for _ in 0..4 {

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::script::{
-    Act, Backend, GET_VRING_BASE, Offer, SET_BACKEND_REQ_FD, SET_CONFIG, SET_VRING_BASE, SET_VRING_ENABLE,
+    Act, GET_VRING_BASE, Offer, SET_BACKEND_REQ_FD, SET_CONFIG, SET_VRING_BASE, SET_VRING_ENABLE,
     SET_VRING_NUM, Stage,
 };
-use super::{Guest, SOON, drive, features, link_up, options, wait_for};
+use super::{Guest, SOON, connected, drive, features, link_up, wait_for};
 use crate::vhost_user::VhostUserNet;
 use crate::virtio::device::VirtioDevice;
 
@@ -19,15 +19,6 @@ fn offer(queues: u64) -> Offer {
     offer.queues = queues;
     offer.link = Some(Arc::new(AtomicBool::new(true)));
     offer
-}
-
-fn connected(stage: &Stage, offer: Offer) -> (VhostUserNet, Backend) {
-    let options = options(&stage.path);
-    std::thread::scope(|scope| {
-        let nic = scope.spawn(|| VhostUserNet::new(options).unwrap());
-        let backend = stage.play(offer, |_, _| Act::Answer);
-        (nic.join().unwrap(), backend)
-    })
 }
 
 #[test]

@@ -15,20 +15,10 @@ use super::script::{
     SET_MEM_TABLE, SET_OWNER, SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_ERR,
     SET_VRING_KICK, Stage,
 };
-use super::{Guest, SOON, drive, link_up, options, patient, wait_for};
+use super::{Guest, SOON, connected, drive, link_up, options, patient, wait_for};
 use crate::memory::{GuestRam, MemoryObserver, RamNode};
 use crate::vhost_user::{NicOptions, SocketMode, Timeouts, VhostUserNet, features};
 use crate::virtio::device::{Activation, ActiveQueue, VirtioDevice};
-
-/// Makes a NIC while a well-behaved back-end comes up.
-fn connected(stage: &Stage, offer: Offer) -> (VhostUserNet, Backend) {
-    let options = options(&stage.path);
-    std::thread::scope(|scope| {
-        let nic = scope.spawn(|| VhostUserNet::new(options).unwrap());
-        let backend = stage.play(offer, |_, _| Act::Answer);
-        (nic.join().unwrap(), backend)
-    })
-}
 
 #[test]
 fn the_guest_is_offered_what_both_sides_have() {

@@ -3,19 +3,14 @@
 use vm_memory::{Bytes, GuestAddress};
 
 use super::script::{
-    Backend, GET_VRING_BASE, SET_VRING_BASE, SET_VRING_ENABLE, SET_VRING_KICK, SET_VRING_NUM, Stage,
+    Backend, GET_VRING_BASE, Offer, SET_VRING_BASE, SET_VRING_ENABLE, SET_VRING_KICK, SET_VRING_NUM, Stage,
 };
-use super::{Guest, SOON, drive, features, options};
+use super::{Guest, SOON, connected, drive, features};
 use crate::vhost_user::VhostUserNet;
 use crate::virtio::device::{ActiveQueue, VirtioDevice};
 
 fn running(stage: &Stage) -> (VhostUserNet, Guest, Backend) {
-    let options = options(&stage.path);
-    let (mut nic, backend) = std::thread::scope(|scope| {
-        let nic = scope.spawn(|| VhostUserNet::new(options).unwrap());
-        let backend = stage.good();
-        (nic.join().unwrap(), backend)
-    });
+    let (mut nic, backend) = connected(stage, Offer::default());
     let mut guest = Guest::new(5);
     assert_ne!(drive(&mut guest, &mut nic) & features::RING_RESET, 0);
     for _ in 0..4 {
