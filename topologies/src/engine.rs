@@ -46,4 +46,9 @@ pub trait Engine: fmt::Debug + Send + Sync {
 
     /// The arguments that run `node`.
     fn arguments(&self, node: &NodePlan) -> Vec<OsString>;
+
+    /// Whether its process may abort while a guest boots, though neither the guest nor the lab is at fault.
+    fn aborts_by_itself(&self) -> bool {
+        false
+    }
 }

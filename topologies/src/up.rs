@@ -32,6 +32,26 @@ pub use error::UpError;
 const TAIL: usize = 12;
 /// How often something that is starting is looked at.
 const LOOK: Duration = Duration::from_millis(20);
+/// How often in one start a monitor that aborts by itself is started again.
+const ABORTS: usize = 3;
+
+/// Until when all machines have to be ready.
+#[derive(Debug, Clone, Copy)]
+struct Deadline {
+    /// That moment.
+    at: Instant,
+    /// How long that was when it was set.
+    limit: Duration,
+}
+
+impl Deadline {
+    fn after(limit: Duration) -> Self {
+        Self {
+            at: Instant::now() + limit,
+            limit,
+        }
+    }
+}
 
 /// How a lab is to be started.
 #[derive(Debug, Clone, Copy)]
@@ -200,24 +220,48 @@ impl Starter<'_> {
         for switch in &plan.switches {
             self.switch(switch).await?;
         }
-        let deadline = Instant::now() + limit;
+        let deadline = Deadline::after(limit);
         let mut machines = JoinSet::new();
         for node in &plan.nodes {
-            let child = self.node(node).await?;
-            let step = self.progress.step(format!("node {}", node.name), "booting");
-            machines.spawn(node::ready(
-                node.clone(),
-                self.engine.kind(),
-                child,
-                deadline,
-                limit,
-                step,
-            ));
+            self.node_folder(node).await?;
+            machines.spawn(self.machine(node, deadline)?);
         }
+        let mut aborts = 0;
         while let Some(ready) = machines.join_next().await {
-            ready.map_err(|_| UpError::Interrupted)??;
+            match ready.map_err(|_| UpError::Interrupted)? {
+                Err(UpError::Stopped { node, status, log })
+                    if aborts < ABORTS && self.engine.aborts_by_itself() && node::aborted(status) =>
+                {
+                    aborts += 1;
+                    let said = log.last().map_or("", String::as_str);
+                    self.progress.line(&format!(
+                        "  node {node}: the monitor aborted, booting it again: {said}"
+                    ));
+                    for plan in plan.nodes.iter().filter(|plan| plan.name == node) {
+                        machines.spawn(self.machine(plan, deadline)?);
+                    }
+                }
+                ready => ready?,
+            }
         }
         Ok(())
+    }
+
+    /// Starts a machine; what it gives ends when the machine is ready.
+    fn machine(
+        &mut self,
+        plan: &NodePlan,
+        deadline: Deadline,
+    ) -> Result<impl Future<Output = Result<(), UpError>> + use<>, UpError> {
+        let child = self.node(plan)?;
+        let step = self.progress.step(format!("node {}", plan.name), "booting");
+        Ok(node::ready(
+            plan.clone(),
+            self.engine.kind(),
+            child,
+            deadline,
+            step,
+        ))
     }
 
     fn spawn(
@@ -240,6 +284,7 @@ impl Starter<'_> {
     fn record(&mut self, role: Role, child: &Child) -> Result<(), UpError> {
         // One that has ended already is found by whoever waits for it.
         if let Some(id) = ProcessId::of(child.id()) {
+            self.state.processes.retain(|process| process.role != role);
             self.state.processes.push(Process { role, id });
             self.state.save(self.dir)?;
         }
@@ -300,7 +345,8 @@ impl Starter<'_> {
         Ok(())
     }
 
-    async fn node(&mut self, plan: &NodePlan) -> Result<Child, UpError> {
+    /// Makes a machine's folder and what stands between it and its switches.
+    async fn node_folder(&mut self, plan: &NodePlan) -> Result<(), UpError> {
         let folder = plan.dir.path();
         make_folder(folder).map_err(|error| UpError::Folder(folder.to_path_buf(), error))?;
         for nic in &plan.nics {
@@ -308,6 +354,10 @@ impl Starter<'_> {
                 self.isolate(&nic.port, isolate).await?;
             }
         }
+        Ok(())
+    }
+
+    fn node(&mut self, plan: &NodePlan) -> Result<Child, UpError> {
         let engine = self.engine;
         let child = self.spawn(engine.program(), &engine.arguments(plan), &plan.dir.log())?;
         self.record(

@@ -1,6 +1,8 @@
 //! The program `lab`: what it refuses, and that whatever goes wrong, nothing stays behind.
 
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -34,6 +36,12 @@ impl Place {
         let path = self.folder.path().join(name);
         fs::write(&path, text).unwrap();
         path
+    }
+
+    /// A file that can be run.
+    fn program(&self, name: &str, text: &str) {
+        let path = self.file(name, text);
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -202,6 +210,69 @@ fn commands_about_labs_that_are_not_up_say_what_to_do() {
     assert_eq!(place.ok(&["list", "--format", "json"]), "[]\n");
 }
 
+/// `PATH` with a QEMU in front that aborts instead of running a machine: each time, or no more once it has.
+fn path_with_a_qemu_that_aborts(place: &Place, once: bool) -> OsString {
+    let path = std::env::var_os("PATH").unwrap();
+    let mut folders: Vec<_> = std::env::split_paths(&path).collect();
+    let real = folders
+        .iter()
+        .map(|folder| folder.join("qemu-system-x86_64"))
+        .find(|path| path.exists())
+        .unwrap();
+    let bin = place.folder.path().join("bin");
+    let aborted = bin.join("aborted");
+    let only = if once {
+        format!(" && [ ! -e {} ]", aborted.display())
+    } else {
+        String::new()
+    };
+    fs::create_dir(&bin).unwrap();
+    place.program(
+        "bin/qemu-system-x86_64",
+        &format!(
+            "#!/bin/sh\nif [ \"$1\" != --version ]{only}\nthen >{}; echo a failed assertion >&2; kill -ABRT $$; fi\nexec {} \"$@\"\n",
+            aborted.display(),
+            real.display()
+        ),
+    );
+    folders.insert(0, bin);
+    std::env::join_paths(folders).unwrap()
+}
+
+#[test]
+fn e2e_a_software_cpu_that_aborts_is_started_again() {
+    let place = Place::new();
+    place.file("x.lab.yaml", &pair("x"));
+    let up = |once| {
+        let output = place
+            .command(&["up", "x.lab.yaml", "--engine", "qemu"])
+            .env("PATH", path_with_a_qemu_that_aborts(&place, once))
+            .output()
+            .unwrap();
+        (output.status.code(), stderr(&output))
+    };
+    let (code, text) = up(true);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(
+        text.contains("the monitor aborted, booting it again: a failed assertion"),
+        "{text}"
+    );
+    place.ok(&["exec", "a", "--", "ping", "-c", "1", "-W", "20", "10.0.0.2"]);
+    let processes = place.state("x")["processes"].as_array().unwrap().len();
+    assert_eq!(processes, 2, "the state names the processes that there are");
+    place.ok(&["down", "x.lab.yaml"]);
+    place.assert_nothing_left();
+
+    fs::remove_dir_all(place.folder.path().join("bin")).unwrap();
+    let (code, text) = up(false);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(
+        text.contains("stopped before it was ready (signal: 6 (SIGABRT)"),
+        "{text}"
+    );
+    place.assert_nothing_left();
+}
+
 #[test]
 fn a_missing_switch_program_is_refused_before_anything_runs() {
     let mut place = Place::new();
@@ -211,9 +282,10 @@ fn a_missing_switch_program_is_refused_before_anything_runs() {
     fs::create_dir(&alone).unwrap();
     fs::copy(LAB, alone.join("lab")).unwrap();
     place.lab = alone.join("lab");
-    let qemu = alone.join("qemu-system-x86_64");
-    fs::write(&qemu, "#!/bin/sh\necho QEMU emulator version 10.0.2\n").unwrap();
-    fs::set_permissions(&qemu, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    place.program(
+        "bin/qemu-system-x86_64",
+        "#!/bin/sh\necho QEMU emulator version 10.0.2\n",
+    );
     let output = place
         .command(&["up", "x.lab.yaml", "--engine", "qemu"])
         .env("PATH", &alone)

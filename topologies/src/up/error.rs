@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 
 use crate::engine::EngineError;
 use crate::image::ImageError;
@@ -73,7 +74,7 @@ pub enum UpError {
         /// The node.
         node: String,
         /// How it ended.
-        status: String,
+        status: ExitStatus,
         /// What the monitor and the console said last.
         log: Vec<String>,
     },

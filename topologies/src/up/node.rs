@@ -1,14 +1,16 @@
 //! Waits for a machine to be ready.
 
-use std::process::Child;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Child, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use vswitch::client::Client;
 use vswitch::model::PortState;
 use vswitch::run_dir::BridgeDir;
 
-use super::{LOOK, TAIL, UpError};
+use super::{Deadline, LOOK, TAIL, UpError};
 use crate::agent::Agent;
 use crate::control;
 use crate::engine::EngineKind;
@@ -28,8 +30,7 @@ pub(super) async fn ready(
     node: NodePlan,
     engine: EngineKind,
     mut child: Child,
-    deadline: Instant,
-    limit: Duration,
+    deadline: Deadline,
     step: Step,
 ) -> Result<(), UpError> {
     // Tells a guest that does not boot from one that has no network.
@@ -39,7 +40,7 @@ pub(super) async fn ready(
             tokio::time::sleep(LOOK).await;
         }
         if node.agent {
-            agent_answers(&node, deadline).await;
+            agent_answers(&node, deadline.at).await;
             greeted.store(true, Ordering::Relaxed);
             links_up(&node).await;
         }
@@ -47,8 +48,8 @@ pub(super) async fn ready(
     tokio::select! {
         () = answering => {}
         failed = failure(&node, &mut child) => return Err(failed),
-        () = tokio::time::sleep_until(deadline.into()) => {
-            return Err(late(&node, greeted.load(Ordering::Relaxed), limit).await);
+        () = tokio::time::sleep_until(deadline.at.into()) => {
+            return Err(late(&node, greeted.load(Ordering::Relaxed), deadline.limit).await);
         }
     }
     let pid = child.id();
@@ -58,6 +59,11 @@ pub(super) async fn ready(
         format!("running (pid {pid})")
     });
     Ok(())
+}
+
+/// Whether a process gave up on itself, as a failed assertion does.
+pub(super) fn aborted(status: ExitStatus) -> bool {
+    status.signal() == Some(Signal::ABORT.as_raw())
 }
 
 async fn agent_answers(node: &NodePlan, deadline: Instant) {
@@ -127,7 +133,7 @@ async fn failure(node: &NodePlan, child: &mut Child) -> UpError {
                 log.extend(tail(&node.dir.log(), TAIL));
                 return UpError::Stopped {
                     node: node.name.clone(),
-                    status: status.to_string(),
+                    status,
                     log,
                 };
             }
