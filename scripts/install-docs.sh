@@ -14,10 +14,15 @@ install -d "$man" "$bash" "$zsh" "$fish"
 for program; do
     # A program without subcommands has options of the same names.
     case $program in
-    vhost-net-backend) dashes=-- ;;
-    *) dashes= ;;
+    vhost-net-backend)
+        dashes=--
+        "$build/$program" --man >"$man/$program.1"
+        ;;
+    *)
+        dashes=
+        "$build/$program" man --folder "$man"
+        ;;
     esac
-    "$build/$program" "${dashes}man" >"$man/$program.1"
     "$build/$program" "${dashes}completions" bash >"$bash/$program"
     "$build/$program" "${dashes}completions" zsh >"$zsh/_$program"
     "$build/$program" "${dashes}completions" fish >"$fish/$program.fish"

@@ -150,10 +150,17 @@ async fn run(cli: &Cli) -> Outcome {
             clap_complete::generate(*shell, &mut Cli::command(), "sriov", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }
-        Command::Man => {
-            clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout())?;
+        Command::Man { folder } => {
+            manual(folder.as_deref())?;
             Ok(ExitCode::SUCCESS)
         }
+    }
+}
+
+fn manual(folder: Option<&Path>) -> std::io::Result<()> {
+    match folder {
+        Some(folder) => clap_mangen::generate_to(Cli::command(), folder),
+        None => clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout()),
     }
 }
 

@@ -59,6 +59,13 @@ fn e2e_installed_programs_run_and_find_their_parts() {
             .env("PREFIX", "/opt/netyard"),
     );
     let prefix = root.path().join("opt/netyard");
+    for command in ["vswitch-port-add", "vmm-run", "lab-image-list", "sriov-create"] {
+        let page = std::fs::read_to_string(prefix.join(format!("share/man/man1/{command}.1")));
+        assert!(
+            page.is_ok_and(|page| page.contains(&command.replace('-', " "))),
+            "no manual page of {command}"
+        );
+    }
     for program in ["vswitch", "vhost-net-backend", "vmm", "lab", "sriov"] {
         let version = bin::succeed(Command::new(prefix.join("bin").join(program)).arg("--version"));
         assert!(version.starts_with(program), "{version}");

@@ -101,11 +101,11 @@ async fn dispatch(args: Args) -> Result<ExitCode, CliError> {
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "lab", &mut io::stdout());
         }
-        Command::Man => {
-            clap_mangen::Man::new(Args::command())
-                .render(&mut io::stdout())
-                .map_err(CliError::Output)?;
+        Command::Man { folder } => match folder {
+            Some(folder) => clap_mangen::generate_to(Args::command(), folder),
+            None => clap_mangen::Man::new(Args::command()).render(&mut io::stdout()),
         }
+        .map_err(CliError::Output)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -21,12 +21,18 @@ fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "vmm", &mut std::io::stdout());
             ExitCode::SUCCESS
         }
-        CliCommand::Man => match clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("vmm: manual page: {error}");
-                ExitCode::from(EXIT_FAILED)
+        CliCommand::Man { folder } => {
+            let written = match folder {
+                Some(folder) => clap_mangen::generate_to(Cli::command(), folder),
+                None => clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout()),
+            };
+            match written {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("vmm: the manual page cannot be written: {error}");
+                    ExitCode::from(EXIT_FAILED)
+                }
             }
-        },
+        }
     }
 }

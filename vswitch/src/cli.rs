@@ -67,9 +67,11 @@ fn dispatch(args: Args) -> Result<(), CliError> {
             clap_complete::generate(shell, &mut Args::command(), "vswitch", &mut io::stdout());
             Ok(())
         }
-        Command::Man => clap_mangen::Man::new(Args::command())
-            .render(&mut io::stdout())
-            .map_err(CliError::Output),
+        Command::Man { folder } => match folder {
+            Some(folder) => clap_mangen::generate_to(Args::command(), folder),
+            None => clap_mangen::Man::new(Args::command()).render(&mut io::stdout()),
+        }
+        .map_err(CliError::Output),
         command => {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -161,7 +163,7 @@ async fn control(command: Command, format: Format) -> Result<(), CliError> {
         Command::Fdb(fdb) => fdb_command(fdb, format).await,
         Command::Metrics { bridge } => print(&Client::new(&bridge)?.metrics().await?),
         Command::Openapi => print_json(&crate::api::document()),
-        Command::Completions { .. } | Command::Man => Ok(()),
+        Command::Completions { .. } | Command::Man { .. } => Ok(()),
     }
 }
 
