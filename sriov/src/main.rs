@@ -3,6 +3,7 @@
 
 use std::error::Error;
 use std::fs::File;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
