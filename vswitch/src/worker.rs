@@ -41,6 +41,7 @@ pub(crate) use announce::announce;
 use balance::{Balancer, Step};
 use round::Round;
 pub use shared::WorkerShared;
+use window::Window;
 
 /// The most chains taken from a queue at a time.
 pub const BURST: usize = 64;
@@ -63,6 +64,8 @@ impl Workers {
             balancer: Mutex::default(),
             moves: AtomicU64::new(0),
         };
+        // Asked here: to a worker that is pinned, its own CPU is the only one.
+        let cpus_at_hand = std::thread::available_parallelism().map_or(1, usize::from);
         for number in 0..settings.workers.max(1) {
             let shared = Arc::new(WorkerShared::new(usize::from(number))?);
             let cpus = &settings.cpus;
@@ -74,7 +77,7 @@ impl Workers {
                     if let Some(cpu) = cpu {
                         pin(cpu);
                     }
-                    Round::new(bridge, own, poll).run();
+                    Round::new(bridge, own, Window::new(poll, cpus_at_hand)).run();
                 })?;
             workers.shared.push(shared);
             workers

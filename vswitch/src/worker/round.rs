@@ -14,15 +14,12 @@ use super::shared::{Source, Sources, WAKE, WorkerShared};
 use super::source::FrameBuffers;
 use super::window::Window;
 use crate::bridge::{Bridge, PortTable};
-use crate::config::PollMode;
 use crate::counters::DropReason;
 use crate::port::IngressQueue;
 use crate::published::Reader;
 
-/// Busy rounds between two looks at what woke up meanwhile.
-const ROUNDS_PER_LOOK: u32 = 4;
-/// Empty rounds before the first such look: a system call costs as much as many of them, and the next frame may be just coming.
-const EMPTY_ROUNDS: u32 = 16;
+/// Rounds between two looks at what woke up meanwhile: a system call costs as much as many empty ones, or as some short bursts.
+const ROUNDS_PER_LOOK: u32 = 16;
 /// How often rings are looked at whose guests never kick.
 const NO_KICK_PERIOD: Timespec = Timespec {
     tv_sec: 0,
@@ -54,7 +51,7 @@ struct Activity {
     /// It just became active: its guest may still kick.
     fresh: bool,
     idle_since: Option<Instant>,
-    /// Its guest never kicks.
+    /// It was idle for long, and its guest never kicks.
     never_kicks: bool,
 }
 
@@ -78,8 +75,7 @@ pub(super) struct Round {
 }
 
 impl Round {
-    pub(super) fn new(bridge: Arc<Bridge>, shared: Arc<WorkerShared>, poll: PollMode) -> Self {
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    pub(super) fn new(bridge: Arc<Bridge>, shared: Arc<WorkerShared>, window: Window) -> Self {
         Self {
             ports: Reader::new(Arc::clone(bridge.published())),
             sources: Reader::new(Arc::clone(&shared.sources)),
@@ -91,26 +87,15 @@ impl Round {
             forwarder: Forwarder::new(),
             sent: Burst::with_capacity(BURST),
             own_buffers: None,
-            window: Window::new(poll, cpus),
+            window,
             faults: fault_count(),
         }
     }
 
     pub(super) fn run(mut self) {
-        let (mut rounds, mut empty) = (0_u32, 0_u32);
+        let mut rounds = 0_u32;
         while !self.shared.is_stopped() {
             let worked = self.serve_active();
-            rounds = rounds.wrapping_add(1);
-            if worked && !rounds.is_multiple_of(ROUNDS_PER_LOOK) {
-                empty = 0;
-                continue;
-            }
-            if !worked && !self.active.is_empty() && empty < EMPTY_ROUNDS {
-                empty += 1;
-                std::hint::spin_loop();
-                continue;
-            }
-            empty = 0;
             if self.active.is_empty() {
                 self.release();
                 let asleep = Instant::now();
@@ -119,10 +104,13 @@ impl Round {
             } else if !worked && self.only_never_kicking() {
                 self.wait(Some(&NO_KICK_PERIOD));
             } else {
-                self.wait(Some(&AT_ONCE));
-                if !worked {
-                    // Whoever shares this CPU, perhaps the guest waited for, goes first.
-                    std::thread::yield_now();
+                rounds = rounds.wrapping_add(1);
+                if rounds.is_multiple_of(ROUNDS_PER_LOOK) {
+                    self.wait(Some(&AT_ONCE));
+                } else if !worked {
+                    // Not `sched_yield`: on a CPU that is wanted by others it costs a whole slice of theirs. Who polls for a
+                    // bounded time gives way by sleeping, and is back as soon as there is something to do.
+                    std::hint::spin_loop();
                 }
             }
         }
@@ -136,7 +124,9 @@ impl Round {
             let stays = match self.serve(number) {
                 Served::Burst => {
                     worked = true;
-                    self.activity[number].idle_since = None;
+                    let activity = &mut self.activity[number];
+                    activity.idle_since = None;
+                    activity.never_kicks = false;
                     true
                 }
                 Served::Busy => true,

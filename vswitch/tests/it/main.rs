@@ -9,6 +9,7 @@ mod forwarding;
 mod idle;
 mod link;
 mod offloads;
+mod polling;
 mod restart;
 mod rings;
 mod spoof;
