@@ -5,6 +5,7 @@
 
 pub mod device;
 pub mod driver;
+mod recover;
 mod ring;
 
 /// A descriptor is available: this flag equals the driver's wrap counter and [`DESC_F_USED`] doesn't.

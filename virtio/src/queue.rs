@@ -244,6 +244,14 @@ impl Queue {
         either!(self, q => q.set_memory(mem))
     }
 
+    /// Goes on where the last device end had got to, as far as the ring itself tells; before the first chain. A split ring has
+    /// an index that says so: whoever builds the queue reads it.
+    pub fn recover(&mut self) {
+        if let Self::Packed(queue) = self {
+            queue.recover();
+        }
+    }
+
     /// The map that chains are translated with.
     #[inline]
     pub fn memory(&self) -> &Arc<MemoryMap> {

@@ -183,11 +183,35 @@ impl Endpoint {
                 self.queues[pair * 2].post()?;
             }
         }
-        // Messages are handled in order: with this answer all rings are enabled.
+        self.synchronise(socket)?;
+        Ok(self)
+    }
+
+    /// Connects to the back-end that came after one that died, and has it go on with the rings as they are. It is told no more
+    /// of them than where they were started, which is all that some front-ends know of a packed ring.
+    pub fn reconnect(&mut self, socket: &Path) -> Result<(), EndpointError> {
+        let connect = |source| EndpointError::Connect {
+            socket: socket.display().to_string(),
+            source,
+        };
+        self.stream = UnixStream::connect(socket).map_err(connect)?;
+        self.frontend = Frontend::from_stream(self.stream.try_clone()?, self.queues.len() as u64);
+        self.negotiate(socket)?;
+        for index in 0..self.queues.len() {
+            self.start(index)
+                .map_err(|source| EndpointError::handshake(socket, "starting a ring", source))?;
+            // What was told to the one that died may never have been heard.
+            self.queues[index].kick.write(1)?;
+        }
+        self.synchronise(socket)
+    }
+
+    /// Messages are handled in order: with this answer all rings are enabled.
+    fn synchronise(&self, socket: &Path) -> Result<(), EndpointError> {
         self.frontend
             .get_features()
-            .map_err(|source| EndpointError::handshake(socket, "GET_FEATURES", source))?;
-        Ok(self)
+            .map(drop)
+            .map_err(|source| EndpointError::handshake(socket, "GET_FEATURES", source))
     }
 
     /// Connects, negotiates and shares memory; starts nothing.

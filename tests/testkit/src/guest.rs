@@ -65,6 +65,23 @@ impl Guest {
         }
     }
 
+    /// Connects again, as soon as there is somebody listening, and goes on with its rings as they are.
+    ///
+    /// # Panics
+    /// When the back-end does not take it.
+    pub fn reconnect(&mut self, socket: &Path) {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            match self.endpoint.reconnect(socket) {
+                Ok(()) => return,
+                Err(EndpointError::Connect { .. }) if Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(error) => panic!("no guest: {error}"),
+            }
+        }
+    }
+
     /// The link state that the port shows.
     pub fn link_is_up(&mut self) -> bool {
         let flags = VhostUserConfigFlags::empty();

@@ -213,7 +213,9 @@ impl Handler {
         }
         config.event_idx = self.features & f::RING_F_EVENT_IDX != 0;
         config.indirect = self.features & f::RING_F_INDIRECT_DESC != 0;
-        let queue = Queue::new(Arc::clone(memory), &config, packed).map_err(refused)?;
+        let mut queue = Queue::new(Arc::clone(memory), &config, packed).map_err(refused)?;
+        // What the front-end says of a packed ring may be where it was started once: QEMU sends that after the device died.
+        queue.recover();
         let kick = match std::mem::take(&mut ring.kick) {
             Kicking::Fd(kick) => Some(kick),
             Kicking::Never | Kicking::Unknown => None,
@@ -235,7 +237,7 @@ impl Handler {
         ring.running = true;
         ring.told = enabled;
         if is_control {
-            let fresh = config.next_avail == if packed { virtio::packed::WRAP } else { 0 };
+            let fresh = started.queue.next_avail() == if packed { virtio::packed::WRAP } else { 0 };
             self.start_control(started.queue, started.kick, fresh)?;
         } else {
             self.plane.ring_started(index, started);

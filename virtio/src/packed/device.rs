@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use super::recover::{mark_rest, recover};
 use super::ring::{Position, Ring, Tail};
 use super::{EVENT_FLAGS_DESC, EVENT_FLAGS_DISABLE, EVENT_FLAGS_ENABLE};
 use crate::atomic::{Ordering, fence};
@@ -61,6 +62,12 @@ impl DeviceQueue {
             config: *config,
             mem,
         })
+    }
+
+    /// Goes on where the ring itself says that the last device end had got to; before the first chain.
+    pub fn recover(&mut self) {
+        self.next = recover(&self.ring);
+        self.used = self.next;
     }
 
     /// Goes on under a new map: the same user addresses, translated anew. On an error the queue stays on the old map.
@@ -194,6 +201,9 @@ impl DeviceQueue {
             id: head,
             flags: self.used.used_flags() | write,
         };
+        if slots > 1 {
+            mark_rest(&self.ring, self.used, slots);
+        }
         if self.first.is_none() {
             self.first = Some((self.used, tail));
         } else {

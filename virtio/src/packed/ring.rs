@@ -12,10 +12,15 @@ use crate::queue::{QueueConfig, QueueError, locate, passes_event};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Position {
     index: u16,
-    wrap: bool,
+    pub(super) wrap: bool,
 }
 
 impl Position {
+    /// `index` must be below the size of the ring it is used with.
+    pub(super) fn new(index: u16, wrap: bool) -> Self {
+        Self { index, wrap }
+    }
+
     #[inline]
     pub(super) fn raw(self) -> u16 {
         self.index | if self.wrap { WRAP } else { 0 }
@@ -100,6 +105,24 @@ impl Tail {
     #[inline]
     pub(super) fn is_used(self, at: Position) -> bool {
         self.flags & (DESC_F_AVAIL | DESC_F_USED) == at.used_flags()
+    }
+
+    /// Used, in whichever round: both flags are the same.
+    pub(super) fn is_done(self) -> bool {
+        (self.flags & DESC_F_AVAIL != 0) == (self.flags & DESC_F_USED != 0)
+    }
+
+    /// The driver's wrap counter when it wrote the descriptor; a device leaves that flag as it is.
+    pub(super) fn round(self) -> bool {
+        self.flags & DESC_F_AVAIL != 0
+    }
+
+    /// The same, used at this place.
+    pub(super) fn with_used_flags(self, at: Position) -> Self {
+        Self {
+            flags: self.flags & !(DESC_F_AVAIL | DESC_F_USED) | at.used_flags(),
+            ..self
+        }
     }
 
     #[inline]

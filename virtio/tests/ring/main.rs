@@ -9,4 +9,5 @@ mod model;
 mod notify;
 mod oracle;
 mod packed;
+mod recover;
 mod rig;
