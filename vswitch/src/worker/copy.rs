@@ -160,24 +160,8 @@ impl<'a> Receiver<'a> {
         if frame.len > self.mtu + MTU_OVERHEAD {
             return Err(DropReason::Oversize);
         }
-        let known = frame.snapshot();
-        self.scratch.clear();
-        self.scratch.resize(HEADER_LEN, 0);
-        self.scratch.extend_from_slice(known);
-        self.scratch.resize(HEADER_LEN + frame.len, 0);
-        read_chain(
-            sent,
-            HEADER_LEN + known.len(),
-            &mut self.scratch[HEADER_LEN + known.len()..],
-        );
-        let header = &frame.header;
-        if !checksum::complete(
-            &mut self.scratch[HEADER_LEN..],
-            header.csum_start,
-            header.csum_offset,
-        ) {
-            return Err(DropReason::BadHeader);
-        }
+        self.assemble(frame, sent, HEADER_LEN);
+        self.complete(&frame.header, HEADER_LEN)?;
         let total = self.scratch.len();
         let count = self.room(total)?;
         let Some(to) = self.buffers.writable_run(self.next, usize::from(count)) else {
@@ -192,16 +176,7 @@ impl<'a> Receiver<'a> {
     /// Copies a super-frame as the frames it stands for.
     #[cold]
     fn segmented(&mut self, frame: &Examined, sent: &[GuestSlice<'_>]) -> Result<(), DropReason> {
-        let segmenter = Segmenter::new(frame.snapshot(), &frame.header, frame.len)
-            .map_err(|_| DropReason::OffloadUnsupported)?;
-        if segmenter.max_frame_len() > self.mtu + MTU_OVERHEAD {
-            return Err(DropReason::Oversize);
-        }
-        let completion = if self.features & NET_F_GUEST_CSUM == 0 {
-            Completion::Here
-        } else {
-            Completion::Receiver
-        };
+        let (segmenter, completion) = self.segmenter(frame)?;
         let mut header = segmenter.net_header(completion);
         let mut pieces = segmenter.frames(sent, HEADER_LEN);
         while let Some(len) = pieces.next_len() {
@@ -217,6 +192,44 @@ impl<'a> Receiver<'a> {
             self.used(count, HEADER_LEN + len);
         }
         Ok(())
+    }
+
+    /// Puts a whole frame together in the worker's memory, behind room for a header of `header_len` bytes: what was examined from the
+    /// worker's copy, and the rest from the sender's memory.
+    fn assemble(&mut self, frame: &Examined, sent: &[GuestSlice<'_>], header_len: usize) {
+        let known = frame.snapshot();
+        self.scratch.clear();
+        self.scratch.resize(header_len, 0);
+        self.scratch.extend_from_slice(known);
+        self.scratch.resize(header_len + frame.len, 0);
+        let rest = &mut self.scratch[header_len + known.len()..];
+        read_chain(sent, HEADER_LEN + known.len(), rest);
+    }
+
+    /// Completes the checksum of the frame put together.
+    fn complete(&mut self, header: &NetHeader, header_len: usize) -> Result<(), DropReason> {
+        let bytes = &mut self.scratch[header_len..];
+        if checksum::complete(bytes, header.csum_start, header.csum_offset) {
+            Ok(())
+        } else {
+            Err(DropReason::BadHeader)
+        }
+    }
+
+    /// How to cut a super-frame for the guest, and who completes the checksums.
+    #[inline]
+    fn segmenter(&self, frame: &Examined) -> Result<(Segmenter, Completion), DropReason> {
+        let segmenter = Segmenter::new(frame.snapshot(), &frame.header, frame.len)
+            .map_err(|_| DropReason::OffloadUnsupported)?;
+        if segmenter.max_frame_len() > self.mtu + MTU_OVERHEAD {
+            return Err(DropReason::Oversize);
+        }
+        let completion = if self.features & NET_F_GUEST_CSUM == 0 {
+            Completion::Here
+        } else {
+            Completion::Receiver
+        };
+        Ok((segmenter, completion))
     }
 
     /// Finds buffers for `total` bytes from the next one on; returns how many.

@@ -1,12 +1,9 @@
 //! Frames for a guest that wants their hashes: in a header of 20 bytes, put together in the worker's memory first.
 
 use vhost_net_backend::control::Steering;
-use virtio::checksum;
-use virtio::features::NET_F_GUEST_CSUM;
-use virtio::memory::{GuestSlice, read_chain, write_chain};
+use virtio::memory::{GuestSlice, write_chain};
 use virtio::net::{GSO_NONE, HASH_HEADER_LEN, HEADER_LEN, NetHeader};
 use virtio::rss::Hash;
-use virtio::segment::{Completion, Segmenter};
 
 use super::Receiver;
 use crate::counters::DropReason;
@@ -33,19 +30,10 @@ impl Receiver<'_> {
         if frame.header.gso_type == GSO_NONE && frame.len > self.mtu + MTU_OVERHEAD {
             return Err(DropReason::Oversize);
         }
-        let known = frame.snapshot();
-        self.scratch.clear();
-        self.scratch.resize(HASH_HEADER_LEN, 0);
-        self.scratch.extend_from_slice(known);
-        self.scratch.resize(HASH_HEADER_LEN + frame.len, 0);
-        let rest = &mut self.scratch[HASH_HEADER_LEN + known.len()..];
-        read_chain(list, HEADER_LEN + known.len(), rest);
+        self.assemble(frame, list, HASH_HEADER_LEN);
         let mut header = frame.header;
         if !taken {
-            let bytes = &mut self.scratch[HASH_HEADER_LEN..];
-            if !checksum::complete(bytes, header.csum_start, header.csum_offset) {
-                return Err(DropReason::BadHeader);
-            }
+            self.complete(&header, HASH_HEADER_LEN)?;
             header = NetHeader::default();
         }
         self.put_hashed(&header, hash)
@@ -57,16 +45,7 @@ impl Receiver<'_> {
         list: &[GuestSlice<'_>],
         hash: Hash,
     ) -> Result<(), DropReason> {
-        let segmenter = Segmenter::new(frame.snapshot(), &frame.header, frame.len)
-            .map_err(|_| DropReason::OffloadUnsupported)?;
-        if segmenter.max_frame_len() > self.mtu + MTU_OVERHEAD {
-            return Err(DropReason::Oversize);
-        }
-        let completion = if self.features & NET_F_GUEST_CSUM == 0 {
-            Completion::Here
-        } else {
-            Completion::Receiver
-        };
+        let (segmenter, completion) = self.segmenter(frame)?;
         let header = segmenter.net_header(completion);
         let mut pieces = segmenter.frames(list, HEADER_LEN);
         while let Some(len) = pieces.next_len() {
