@@ -310,14 +310,7 @@ impl Endpoint {
         self.frontend
             .set_features(options.features | features::VHOST_USER_F_PROTOCOL_FEATURES)
             .map_err(failed("SET_FEATURES"))?;
-        let region = |memory: &SharedMemory| VhostUserMemoryRegionInfo {
-            guest_phys_addr: memory.region().guest_addr(),
-            memory_size: memory.region().len(),
-            userspace_addr: memory.region().user_addr(),
-            mmap_offset: 0,
-            mmap_handle: memory.fd().as_raw_fd(),
-        };
-        let regions: Vec<_> = self.memory.iter().map(region).collect();
+        let regions: Vec<_> = self.memory.iter().map(region_info).collect();
         self.frontend
             .set_mem_table(&regions)
             .map_err(failed("SET_MEM_TABLE"))?;
@@ -555,6 +548,17 @@ impl Queue {
             self.kick.write(1)?;
         }
         Ok(())
+    }
+}
+
+/// What a memory table says of memory that is shared whole.
+pub fn region_info(memory: &SharedMemory) -> VhostUserMemoryRegionInfo {
+    VhostUserMemoryRegionInfo {
+        guest_phys_addr: memory.region().guest_addr(),
+        memory_size: memory.region().len(),
+        userspace_addr: memory.region().user_addr(),
+        mmap_offset: 0,
+        mmap_handle: memory.fd().as_raw_fd(),
     }
 }
 

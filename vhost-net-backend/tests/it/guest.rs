@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use netyard_testkit::endpoint::{addresses, region_info};
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -60,17 +61,6 @@ pub(crate) struct Guest {
     pub(crate) features: u64,
 }
 
-pub(crate) fn region(memory: &SharedMemory) -> VhostUserMemoryRegionInfo {
-    let region = memory.region();
-    VhostUserMemoryRegionInfo {
-        guest_phys_addr: region.guest_addr(),
-        memory_size: region.len(),
-        userspace_addr: region.user_addr(),
-        mmap_offset: 0,
-        mmap_handle: memory.fd().as_raw_fd(),
-    }
-}
-
 /// Connect, whenever there is somebody listening.
 pub(crate) fn connect(path: &Path) -> UnixStream {
     let mut stream = None;
@@ -100,7 +90,7 @@ impl Guest {
         let mut guest = Self::connect(path, pairs, FEATURES);
         for index in 0..guest.queues.len() {
             guest.start_ring(index, 0);
-            guest.frontend.set_vring_enable(index, true).unwrap();
+            guest.enable(index);
         }
         for pair in 0..pairs {
             guest.post_all(pair);
@@ -117,7 +107,7 @@ impl Guest {
         let frontend = negotiate(stream);
         let memory = SharedMemory::new("guest", BASE, u64::from(pairs) * 2 * STRIDE).unwrap();
         frontend.set_features(features).unwrap();
-        frontend.set_mem_table(&[region(&memory)]).unwrap();
+        frontend.set_mem_table(&[region_info(&memory)]).unwrap();
         let mut guest = Self {
             frontend,
             memory,
@@ -171,16 +161,7 @@ impl Guest {
     }
 
     pub(crate) fn addresses(&self, index: usize) -> VringConfigData {
-        let config = &self.queues[index].config;
-        VringConfigData {
-            queue_max_size: SIZE,
-            queue_size: SIZE,
-            flags: 0,
-            desc_table_addr: config.desc,
-            used_ring_addr: config.used,
-            avail_ring_addr: config.avail,
-            log_addr: None,
-        }
+        addresses(&self.queues[index].config)
     }
 
     /// Give every free receive buffer to the device.
@@ -329,7 +310,7 @@ impl Guest {
         frontend.set_features(features).unwrap();
         let table = VhostUserMemoryRegionInfo {
             mmap_handle: memory.as_raw_fd(),
-            ..region(&own)
+            ..region_info(&own)
         };
         frontend.set_mem_table(&[table]).unwrap();
         let mut guest = Self {
@@ -382,6 +363,10 @@ impl Guest {
     pub(crate) fn has_frame(&mut self, pair: u16) -> bool {
         let queue = &mut self.queues[usize::from(pair) * 2];
         queue.driver.enable_interrupts()
+    }
+
+    pub(crate) fn enable(&mut self, ring: usize) {
+        self.frontend.set_vring_enable(ring, true).unwrap();
     }
 
     pub(crate) fn disable(&mut self, ring: usize) {

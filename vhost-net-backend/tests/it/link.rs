@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use netyard_testkit::tcp::{Segment, checksum_is_right};
 use vhost_net_backend::nic::Nic;
 use vhost_net_backend::wire::Wire;
 use vhost_net_backend::wire::user::{Link, probe};
 use vhost_net_backend::{PortConfig, Session, SessionHandle, SocketConfig};
-use virtio::checksum::Checksum;
 use virtio::features as f;
 use virtio::net::{GSO_TCPV4, HDR_F_NEEDS_CSUM, NetHeader};
 
@@ -103,7 +103,7 @@ fn super_frames_and_their_headers_pass_whole() {
     let mut guest = Guest::connect(&near, 1, FEATURES | offloads);
     for ring in 0..2 {
         guest.start_ring(ring, 0);
-        guest.frontend.set_vring_enable_all(ring);
+        guest.enable(ring);
     }
     guest.post_all(0);
     until("the link is up", || first.link.is_up());
@@ -126,39 +126,15 @@ fn super_frames_and_their_headers_pass_whole() {
     }
 }
 
-/// A TCP frame over IPv4 with `payload`, whose checksum is left to whoever sends it on.
-fn tcp(payload: &[u8]) -> Vec<u8> {
-    let len = u16::try_from(40 + payload.len()).unwrap();
-    let mut ip = vec![0x45, 0];
-    ip.extend(len.to_be_bytes());
-    ip.extend([0, 7, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
-    let mut sum = Checksum::new();
-    sum.add(&ip);
-    ip[10..12].copy_from_slice(&sum.finish());
-    let mut pseudo = Checksum::new();
-    pseudo.add(&ip[12..20]);
-    pseudo.add_word(6);
-    pseudo.add_word(len - 20);
-    let mut tcp = vec![0x10, 0, 0, 9, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x18, 0xff, 0xff];
-    tcp.extend(pseudo.partial());
-    tcp.extend([0, 0]);
-    let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0];
-    frame.extend(ip);
-    frame.extend(tcp);
-    frame.extend(payload);
-    frame
-}
-
-/// Whether the TCP checksum is complete and right.
-fn is_complete(frame: &[u8]) -> bool {
-    let end = 14 + usize::from(u16::from_be_bytes([frame[16], frame[17]]));
-    let segment = &frame[34..end];
-    let mut sum = Checksum::new();
-    sum.add(&frame[26..34]);
-    sum.add_word(6);
-    sum.add_word(u16::try_from(segment.len()).unwrap());
-    sum.add(segment);
-    sum.finish() == [0, 0]
+fn tcp(payload: &[u8]) -> (NetHeader, Vec<u8>) {
+    Segment {
+        macs: [[2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1]],
+        addresses: [[10, 0, 0, 1], [10, 0, 0, 2]],
+        ports: [0x1000, 9],
+        flags: 0x18,
+        payload,
+    }
+    .build()
 }
 
 #[test]
@@ -181,51 +157,36 @@ fn a_back_end_without_offloads_gets_complete_frames() {
         let mut guest = Guest::connect(&near, 1, FEATURES | f::NET_F_HOST_TSO4);
         for ring in 0..2 {
             guest.start_ring(ring, 0);
-            guest.frontend.set_vring_enable_all(ring);
+            guest.enable(ring);
         }
         guest.post_all(0);
         until("the link is up", || first.link.is_up());
-        let csum = NetHeader {
-            flags: HDR_F_NEEDS_CSUM,
-            csum_start: 34,
-            csum_offset: 16,
-            ..NetHeader::default()
-        };
+        let payload: Vec<u8> = (0..30_500usize)
+            .map(|at| u8::try_from(at % 251).unwrap())
+            .collect();
+        let whole = lacking & f::NET_F_CSUM == 0;
+        let (csum, short) = tcp(&payload[..777]);
+        assert!(guest.send_with(0, &csum, &short));
+        let back = guest.receive(0);
+        assert_eq!(checksum_is_right(&back), !whole, "{lacking:#x}");
+        assert_eq!(back[54..], payload[..777]);
+        let (csum, long) = tcp(&payload);
         let gso = NetHeader {
             gso_type: GSO_TCPV4,
             hdr_len: 54,
             gso_size: 1000,
             ..csum
         };
-        let payload: Vec<u8> = (0..30_500usize)
-            .map(|at| u8::try_from(at % 251).unwrap())
-            .collect();
-        let whole = lacking & f::NET_F_CSUM == 0;
-        assert!(guest.send_with(0, &csum, &tcp(&payload[..777])));
-        let back = guest.receive(0);
-        assert_eq!(is_complete(&back), !whole, "{lacking:#x}");
-        assert_eq!(back[54..], payload[..777]);
-        assert!(guest.send_with(0, &gso, &tcp(&payload)));
+        assert!(guest.send_with(0, &gso, &long));
         let mut got: Vec<u8> = Vec::new();
         while got.len() < payload.len() {
             let back = guest.receive(0);
             assert_eq!(back.len(), 54 + 1000.min(payload.len() - got.len()));
-            assert_eq!(is_complete(&back), !whole, "{lacking:#x}");
+            assert_eq!(checksum_is_right(&back), !whole, "{lacking:#x}");
             got.extend(&back[54..]);
         }
         assert!(got == payload, "the payload changed");
         assert_eq!(echo.nic.counts()[0].tx_frames, 32);
-    }
-}
-
-/// Short for what the tests do most.
-trait EnableAll {
-    fn set_vring_enable_all(&mut self, ring: usize);
-}
-
-impl EnableAll for vhost::vhost_user::Frontend {
-    fn set_vring_enable_all(&mut self, ring: usize) {
-        vhost::vhost_user::VhostUserFrontend::set_vring_enable(self, ring, true).unwrap();
     }
 }
 
@@ -274,25 +235,15 @@ fn which_pairs_are_in_use_is_passed_on() {
     let mut guest = Guest::start(&near, 2);
     until("the link is up", || first.link.is_up());
     until("both pairs", || echo.handle.status().enabled_queue_pairs() == 2);
-    guest.frontend.set_vring_disable(2);
+    guest.disable(2);
     until("one pair", || echo.handle.status().enabled_queue_pairs() == 1);
-    guest.frontend.set_vring_enable_all(2);
+    guest.enable(2);
     until("both pairs", || echo.handle.status().enabled_queue_pairs() == 2);
     guest.ping(1, "again");
     // No pair in use: the other back-end sees the NIC go.
-    guest.frontend.set_vring_disable(0);
-    guest.frontend.set_vring_disable(2);
+    guest.disable(0);
+    guest.disable(2);
     until("nobody is plugged in", || !echo.handle.status().connected);
-}
-
-trait Disable {
-    fn set_vring_disable(&mut self, ring: usize);
-}
-
-impl Disable for vhost::vhost_user::Frontend {
-    fn set_vring_disable(&mut self, ring: usize) {
-        vhost::vhost_user::VhostUserFrontend::set_vring_enable(self, ring, false).unwrap();
-    }
 }
 
 #[test]

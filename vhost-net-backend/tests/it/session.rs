@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use netyard_testkit::endpoint::region_info;
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
@@ -12,7 +13,7 @@ use vhost_net_backend::{PortConfig, Session, SessionHandle, SocketConfig};
 use virtio::features as f;
 use virtio::memory::SharedMemory;
 
-use crate::guest::{FEATURES, Guest, SIZE, connect, frame, negotiate, region};
+use crate::guest::{FEATURES, Guest, SIZE, connect, frame, negotiate};
 use crate::until;
 use crate::wires::echo;
 
@@ -251,11 +252,14 @@ fn memory_comes_and_goes_under_traffic() {
         for n in 0..16 {
             guest.send(0, &frame(&format!("before {n}")));
         }
-        guest.frontend.add_mem_region(&region(&extra)).unwrap();
+        guest.frontend.add_mem_region(&region_info(&extra)).unwrap();
         assert_eq!(device.handle.status().regions, 2);
-        guest.frontend.remove_mem_region(&region(&extra)).unwrap();
+        guest.frontend.remove_mem_region(&region_info(&extra)).unwrap();
         // The whole table once more, while rings run.
-        guest.frontend.set_mem_table(&[region(&guest.memory)]).unwrap();
+        guest
+            .frontend
+            .set_mem_table(&[region_info(&guest.memory)])
+            .unwrap();
         for n in 0..16 {
             assert_eq!(guest.receive(0), frame(&format!("before {n}")), "round {round}");
         }

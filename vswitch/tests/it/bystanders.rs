@@ -1,10 +1,8 @@
 //! What one port's guest does, or has done to it, is not felt on others: their flow loses nothing meanwhile.
 
-use std::os::fd::AsRawFd;
-
 use crate::support::net::{Net, frame, mac};
 use crate::support::pair::Pair;
-use netyard_testkit::endpoint::Options;
+use netyard_testkit::endpoint::{Options, region_info};
 use netyard_testkit::guest::{Guest, wait_for};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
@@ -90,15 +88,7 @@ fn a_receiver_that_is_full_stopped_or_disabled_costs_its_own_frames_only() {
 }
 
 fn with_extra(guest: &Guest, extra: &SharedMemory) -> Vec<VhostUserMemoryRegionInfo> {
-    let all = guest.memory.iter().chain([extra]);
-    let region = |memory: &SharedMemory| VhostUserMemoryRegionInfo {
-        guest_phys_addr: memory.region().guest_addr(),
-        memory_size: memory.region().len(),
-        userspace_addr: memory.region().user_addr(),
-        mmap_offset: 0,
-        mmap_handle: memory.fd().as_raw_fd(),
-    };
-    all.map(region).collect()
+    guest.memory.iter().chain([extra]).map(region_info).collect()
 }
 
 #[test]

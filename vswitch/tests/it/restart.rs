@@ -9,11 +9,11 @@ use crate::support::host::{Host, port};
 use crate::support::namespace::{in_namespace, ip};
 use crate::support::net::{frame, mac, next_udp, udp_answer};
 use crate::support::pair::Pair;
-use netyard_testkit::endpoint::Options;
+use netyard_testkit::endpoint::{Options, region_info};
 use netyard_testkit::guest::{Guest, wait_for};
 use serde_json::{Value, json};
+use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use virtio::features as f;
 use virtio::memory::SharedMemory;
 
@@ -130,15 +130,7 @@ fn goes_on(options: Options) {
     assert_eq!(pair.to.frontend.get_queue_num().unwrap(), 2);
     let extra = SharedMemory::new("extra", 0x9_0000_0000, 2 << 20).unwrap();
     let all = pair.from.memory.iter().chain([&extra]);
-    let regions: Vec<_> = all
-        .map(|memory| VhostUserMemoryRegionInfo {
-            guest_phys_addr: memory.region().guest_addr(),
-            memory_size: memory.region().len(),
-            userspace_addr: memory.region().user_addr(),
-            mmap_offset: 0,
-            mmap_handle: std::os::fd::AsRawFd::as_raw_fd(&memory.fd()),
-        })
-        .collect();
+    let regions: Vec<_> = all.map(region_info).collect();
     pair.from.frontend.set_mem_table(&regions).unwrap();
     pair.run(100);
     let mut late = Guest::connect(&host.socket("idle"), Options::default());
