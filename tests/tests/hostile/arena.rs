@@ -10,7 +10,7 @@ use netyard_tests::switch::Switch;
 use virtio::features as f;
 
 use crate::bystanders::Bystanders;
-use crate::{ATTACKER, BROADCAST, PEER, frame};
+use crate::{ATTACKER, BROADCAST, PEER, control, frame};
 
 /// How much larger the switch may be at the end: what an allocator keeps.
 const GROWTH: u64 = 8 << 20;
@@ -65,6 +65,7 @@ impl Arena {
         };
         // Once with everything, so that what is allocated only once is.
         arena.works();
+        control::works(&mut arena);
         wait_for("the switch to see the front-end go", || {
             arena.switch.port("victim")["connected"] == false
         });

@@ -115,7 +115,7 @@ impl Attacker {
         view.write_from(0, bytes);
     }
 
-    fn read<const N: usize>(&self, at: u64) -> [u8; N] {
+    pub(crate) fn read<const N: usize>(&self, at: u64) -> [u8; N] {
         let mut bytes = [0; N];
         let view = self.endpoint.map.slice(at, N).expect("memory of ours");
         view.read_to(0, &mut bytes);

@@ -1,8 +1,7 @@
 //! Descriptor chains that are none, or unusual ones that are.
 
-use std::os::fd::AsRawFd;
-
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
+use netyard_testkit::endpoint::region_info;
+use vhost::VhostBackend;
 use virtio::features as f;
 use virtio::net::HEADER_LEN;
 
@@ -258,25 +257,11 @@ fn four_gib(arena: &mut Arena) {
     let large =
         virtio::memory::SharedMemory::new("large", 1 << 40, 1 << 27).expect("memory that nobody touches");
     let mut attacker = Attacker::new(&arena.socket);
-    let region = VhostUserMemoryRegionInfo {
-        guest_phys_addr: 1 << 40,
-        memory_size: 1 << 27,
-        userspace_addr: 1 << 40,
-        mmap_offset: 0,
-        mmap_handle: large.fd().as_raw_fd(),
-    };
-    let own = attacker.endpoint.memory[0].region();
-    let own = VhostUserMemoryRegionInfo {
-        guest_phys_addr: own.guest_addr(),
-        memory_size: own.len(),
-        userspace_addr: own.user_addr(),
-        mmap_offset: 0,
-        mmap_handle: attacker.endpoint.memory[0].fd().as_raw_fd(),
-    };
+    let table = [&attacker.endpoint.memory[0], &large].map(region_info);
     attacker
         .endpoint
         .frontend
-        .set_mem_table(&[own, region])
+        .set_mem_table(&table)
         .expect("an open connection");
     attacker.round_trip();
     for index in 0..40 {

@@ -3,17 +3,18 @@
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::process::Command;
 
-use netyard_testkit::endpoint::Options;
+use netyard_testkit::endpoint::{Options, region_info};
 use netyard_testkit::guest::{Guest, wait_for};
 use netyard_testkit::message::message;
 use netyard_tests::bin;
 use rustix::event::EventfdFlags;
 use rustix::fs::OFlags;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
+use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use virtio::memory::SharedMemory;
 
 use crate::arena::Arena;
@@ -21,7 +22,7 @@ use crate::attacker::{Attacker, TX, closed};
 use crate::messages::refused;
 use crate::{ATTACKER, Case, PEER, frame};
 
-pub(crate) const CASES: [Case; 7] = [
+pub(crate) const CASES: [Case; 8] = [
     ("descriptors that are no eventfds", no_eventfds),
     ("a call that is full and blocks", blocking_call),
     (
@@ -30,6 +31,7 @@ pub(crate) const CASES: [Case; 7] = [
     ),
     ("a flood of connections", connections),
     ("front-ends that vanish under load", vanishing),
+    ("front-ends that are killed under load", killed),
     ("memory that comes and goes under load", memory_changes),
     ("rings stopped under load are not written", stopped_rings),
 ];
@@ -138,34 +140,56 @@ fn vanishing(arena: &mut Arena) {
     }
 }
 
+/// Each is a process of its own, which sends and receives on two ports as fast as it can when it gets no chance to say goodbye.
+fn killed(arena: &mut Arena) {
+    let frames = |arena: &Arena| arena.switch.port("victim")["counters"]["rx_frames"].as_u64();
+    for ring in ["split", "packed"].repeat(3) {
+        let second = arena.switch.add_port("second", 1);
+        let before = frames(arena);
+        let mut generator = Command::new(bin::path("pktgen"))
+            .args([
+                "--test",
+                "maximum-forwarding-rate",
+                "--seconds",
+                "60",
+                "--ring",
+                ring,
+                "--socket",
+            ])
+            .arg(&arena.socket)
+            .arg("--socket")
+            .arg(&second)
+            .spawn()
+            .expect("a process");
+        wait_for("the front-end's frames", || {
+            assert!(
+                generator.try_wait().is_ok_and(|end| end.is_none()),
+                "it ended early"
+            );
+            frames(arena) > before.map(|count| count + 1000)
+        });
+        generator.kill().expect("a process that runs");
+        generator.wait().expect("its end");
+        arena.bystanders.go_on();
+        bin::succeed(arena.switch.command().args(["port", "del", "br0", "second"]));
+        arena.rests();
+    }
+}
+
 fn memory_changes(arena: &mut Arena) {
     let mut guest = guest(arena);
-    let region = |memory: &SharedMemory| VhostUserMemoryRegionInfo {
-        guest_phys_addr: memory.region().guest_addr(),
-        memory_size: memory.region().len(),
-        userspace_addr: memory.region().user_addr(),
-        mmap_offset: 0,
-        mmap_handle: memory.fd().as_raw_fd(),
-    };
     for round in 0..30 {
         let extra = SharedMemory::new("extra", (1 << 40) + (round << 21), 1 << 21).expect("memory");
         for _ in 0..32 {
             guest.send(0, &frame(PEER, ATTACKER, 60));
         }
-        guest
-            .endpoint
-            .frontend
-            .add_mem_region(&region(&extra))
-            .expect("open");
+        let region = region_info(&extra);
+        guest.endpoint.frontend.add_mem_region(&region).expect("open");
         for _ in 0..32 {
             arena.peer.send(0, &frame(ATTACKER, PEER, 60));
         }
-        guest
-            .endpoint
-            .frontend
-            .remove_mem_region(&region(&extra))
-            .expect("open");
-        let table = [region(&guest.memory[0])];
+        guest.endpoint.frontend.remove_mem_region(&region).expect("open");
+        let table = [region_info(&guest.memory[0])];
         guest.endpoint.frontend.set_mem_table(&table).expect("open");
         // What came while its rings were moved may be lost, and is its own; what comes after that is not.
         guest.endpoint.frontend.get_features().expect("open");

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use netyard_testkit::endpoint::BASE;
+use netyard_testkit::endpoint::{BASE, region_info};
 use netyard_testkit::message::message;
 use rustix::fs::{FallocateFlags, MemfdFlags};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
@@ -71,13 +71,9 @@ fn stray_removal(arena: &mut Arena) {
 }
 
 fn share(attacker: &Attacker, file: BorrowedFd<'_>) {
-    let region = attacker.endpoint.memory[0].region();
     let table = [VhostUserMemoryRegionInfo {
-        guest_phys_addr: region.guest_addr(),
-        memory_size: region.len(),
-        userspace_addr: region.user_addr(),
-        mmap_offset: 0,
         mmap_handle: file.as_raw_fd(),
+        ..region_info(&attacker.endpoint.memory[0])
     }];
     // One that is refused ends the connection, now or later.
     let _ = attacker.endpoint.frontend.set_mem_table(&table);

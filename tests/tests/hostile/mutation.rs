@@ -43,13 +43,13 @@ const TIME: Duration = Duration::from_millis(700);
 const BATCH: u32 = 64;
 
 /// Where things are in the attacker's memory.
-struct Target {
-    rings: [virtio::queue::QueueConfig; 2],
-    buffers: u64,
+pub(crate) struct Target {
+    pub(crate) rings: [virtio::queue::QueueConfig; 2],
+    pub(crate) buffers: u64,
 }
 
 /// What a rewriting is made from: a linear congruential generator is random enough.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -60,25 +60,25 @@ impl Random {
         self.0 >> 16
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 
-    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
+    pub(crate) fn of<T: Copy>(&mut self, choices: &[T]) -> T {
         let count = choices.len() as u64;
         choices[usize::try_from(self.below(count)).unwrap_or(0)]
     }
 }
 
-type Rewrite = fn(&MemoryMap, &Target, &mut Random);
+pub(crate) type Rewrite = fn(&MemoryMap, &Target, &mut Random);
 
-fn put(map: &MemoryMap, at: u64, bytes: &[u8]) {
+pub(crate) fn put(map: &MemoryMap, at: u64, bytes: &[u8]) {
     if let Some(view) = map.slice(at, bytes.len()) {
         view.write_from(0, bytes);
     }
 }
 
-fn any_word(random: &mut Random) -> u16 {
+pub(crate) fn any_word(random: &mut Random) -> u16 {
     let any = u16::try_from(random.next() & 0xffff).unwrap_or(0);
     random.of(&[0, 1, 2, 4, 12, 34, SIZE - 1, SIZE, 0x7fff, 0x8000, u16::MAX, any])
 }
@@ -133,7 +133,7 @@ fn rewrite_desc(map: &MemoryMap, table: u64, target: &Target, random: &mut Rando
     }
 }
 
-fn descriptors(map: &MemoryMap, target: &Target, random: &mut Random) {
+pub(crate) fn descriptors(map: &MemoryMap, target: &Target, random: &mut Random) {
     rewrite_desc(map, target.rings[TX].desc, target, random);
 }
 
@@ -165,7 +165,7 @@ fn indices_of(ring: usize, map: &MemoryMap, target: &Target, random: &mut Random
     }
 }
 
-fn indices(map: &MemoryMap, target: &Target, random: &mut Random) {
+pub(crate) fn indices(map: &MemoryMap, target: &Target, random: &mut Random) {
     indices_of(TX, map, target, random);
 }
 
