@@ -139,6 +139,14 @@ impl ControlState {
         Some(())
     }
 
+    /// Whether a driver could have set this on a device of so many queue pairs.
+    pub(crate) fn is_sane(&self, max_pairs: u16) -> bool {
+        (1..=max_pairs).contains(&self.pairs)
+            && self.filter.is_sane()
+            && self.hash.as_ref().is_none_or(HashSettings::is_sane)
+            && self.rss.as_ref().is_none_or(|rss| rss.is_sane(max_pairs))
+    }
+
     /// What the driver wants to receive; `None`: everything.
     pub(crate) fn filter(&self) -> Option<Arc<ReceiveFilter>> {
         (!self.filter.is_open()).then(|| Arc::new(self.filter.clone()))

@@ -22,6 +22,7 @@ use virtio::queue::{Queue, QueueError};
 
 use crate::control::{ReceiveFilter, Steering};
 use crate::eventfd::{Call, Kick};
+use crate::session::Taken;
 
 /// A ring that the front-end started: ready to be served.
 #[derive(Debug)]
@@ -36,6 +37,9 @@ pub struct Ring {
     pub err: Option<Call>,
     /// A started ring that isn't enabled receives no frames; what it transmits is discarded.
     pub enabled: bool,
+    /// Where to note how far a ring was taken before what it holds is delivered, so that nothing is delivered again by a
+    /// device that comes after this one died; `None`: the front-end does not ask for it.
+    pub taken: Option<Taken>,
 }
 
 impl Ring {

@@ -7,6 +7,7 @@ mod back_channel;
 mod connection;
 mod handler;
 mod handover;
+mod inflight;
 mod rings;
 mod socket;
 
@@ -29,6 +30,7 @@ use connection::{Connection, ConnectionError, End};
 use handler::Handler;
 use handover::{ConnectionState, Fds};
 pub use handover::{Handover, SessionState};
+pub use inflight::Taken;
 use socket::Server;
 pub use socket::SocketError;
 pub(crate) use socket::connect;

@@ -1,11 +1,12 @@
 //! One port's driver: a vhost-user front-end with its memory and queue pairs.
 
+use std::fs::File;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
-use vhost::vhost_user::message::VhostUserProtocolFeatures;
+use vhost::vhost_user::message::{VhostUserInflight, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend as _};
 use vhost::{VhostBackend as _, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio::features;
@@ -44,6 +45,8 @@ pub struct Options {
     pub features: u64,
     /// Whether there is a control queue behind the queue pairs.
     pub control: bool,
+    /// Whether it keeps what the back-end wants to find again (`INFLIGHT_SHMFD`).
+    pub inflight: bool,
 }
 
 impl Default for Options {
@@ -58,6 +61,7 @@ impl Default for Options {
             post: true,
             features: features::VERSION_1 | features::NET_F_MRG_RXBUF | features::RING_F_EVENT_IDX,
             control: false,
+            inflight: false,
         }
     }
 }
@@ -129,6 +133,8 @@ pub struct Endpoint {
     pub map: Arc<MemoryMap>,
     /// Even numbers receive, odd ones transmit.
     pub queues: Vec<Queue>,
+    /// What it keeps for the back-end, and how that was described.
+    pub inflight: Option<(VhostUserInflight, File)>,
     /// What it was made of.
     pub options: Options,
 }
@@ -266,6 +272,7 @@ impl Endpoint {
             memory,
             map,
             queues,
+            inflight: None,
             options,
         };
         endpoint.negotiate(socket)?;
@@ -303,7 +310,8 @@ impl Endpoint {
         let known = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
         self.frontend
             .set_protocol_features(protocol & known)
             .map_err(failed("SET_PROTOCOL_FEATURES"))?;
@@ -314,6 +322,20 @@ impl Endpoint {
         self.frontend
             .set_mem_table(&regions)
             .map_err(failed("SET_MEM_TABLE"))?;
+        if options.inflight {
+            let kept = if let Some(kept) = self.inflight.take() {
+                kept
+            } else {
+                let queues = u16::try_from(self.queues.len()).unwrap_or(u16::MAX);
+                let asked = VhostUserInflight::new(0, 0, queues, options.queue_size);
+                let made = self.frontend.get_inflight_fd(&asked);
+                made.map_err(failed("GET_INFLIGHT_FD"))?
+            };
+            let (described, file) = self.inflight.insert(kept);
+            self.frontend
+                .set_inflight_fd(described, file.as_raw_fd())
+                .map_err(failed("SET_INFLIGHT_FD"))?;
+        }
         Ok(())
     }
 
@@ -331,8 +353,9 @@ impl Endpoint {
         frontend.set_vring_addr(index, &addresses(&config))?;
         frontend.set_vring_base(index, base)?;
         frontend.set_vring_call(index, &queue.call)?;
-        frontend.set_vring_kick(index, &queue.kick)?;
-        frontend.set_vring_enable(index, true)
+        // First: what a ring has to send that runs and is not enabled is discarded.
+        frontend.set_vring_enable(index, true)?;
+        frontend.set_vring_kick(index, &queue.kick)
     }
 
     /// Stops one ring and starts it anew with `size` entries, as a driver does that resets it (`RING_RESET`).

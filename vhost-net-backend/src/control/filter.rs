@@ -100,6 +100,16 @@ impl ReceiveFilter {
         self.mac = mac;
     }
 
+    /// Whether a driver could have set this.
+    pub(super) fn is_sane(&self) -> bool {
+        let tables = [&self.unicast, &self.multicast];
+        tables.iter().all(|table| table.addresses.len() <= TABLE)
+            && self
+                .vlans
+                .as_ref()
+                .is_none_or(|vlans| vlans.0.len() == Vlans::WORDS)
+    }
+
     /// Everything is wanted.
     pub(super) fn is_open(&self) -> bool {
         self.promiscuous && self.vlans.is_none()

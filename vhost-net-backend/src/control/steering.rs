@@ -42,6 +42,10 @@ impl HashSettings {
         })
     }
 
+    pub(super) fn is_sane(&self) -> bool {
+        self.types & !SUPPORTED == 0 && self.key.len() <= KEY_LEN
+    }
+
     fn toeplitz(&self) -> Toeplitz {
         let mut key = [0; KEY_LEN];
         for (to, from) in key.iter_mut().zip(&self.key) {
@@ -101,6 +105,15 @@ impl RssSettings {
             unclassified,
             transmit,
         })
+    }
+
+    pub(super) fn is_sane(&self, max_pairs: u16) -> bool {
+        let mut pairs = self.table.iter().chain([&self.unclassified]);
+        self.hash.is_sane()
+            && self.table.len().is_power_of_two()
+            && self.table.len() <= MAX_TABLE
+            && pairs.all(|pair| u16::from(*pair) < max_pairs)
+            && (1..=max_pairs).contains(&self.transmit)
     }
 
     /// Queue pairs of which at least one queue is in use.

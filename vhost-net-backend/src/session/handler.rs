@@ -6,6 +6,7 @@
 
 mod control;
 mod handover;
+mod inflight;
 mod memory;
 
 use std::fs::File;
@@ -30,6 +31,7 @@ use memory::{map, place};
 use super::Shared;
 use super::back_channel::BackChannel;
 use super::handover::RegionState;
+use super::inflight::Inflight;
 use super::rings::{Addresses, Kicking, RingState};
 use crate::config::{PortConfig, STATUS, Status};
 use crate::eventfd::{Call, Kick};
@@ -42,6 +44,7 @@ const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::
     .union(VhostUserProtocolFeatures::CONFIG)
     .union(VhostUserProtocolFeatures::BACKEND_REQ)
     .union(VhostUserProtocolFeatures::RESET_DEVICE)
+    .union(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
 
 /// A request refused, in words.
@@ -64,6 +67,7 @@ pub(super) struct Handler {
     rings: Vec<RingState>,
     back_channel: BackChannel,
     control: ControlPart,
+    inflight: Option<Inflight>,
     /// Pages that vanished in this process when it was last asked.
     faults: usize,
     /// The request just refused leaves nothing behind: a front-end that is told may stay.
@@ -85,6 +89,7 @@ impl Handler {
             rings,
             back_channel: BackChannel::default(),
             control: ControlPart::default(),
+            inflight: None,
             faults: fault_count(),
             keep: false,
         }
@@ -216,6 +221,9 @@ impl Handler {
         let mut queue = Queue::new(Arc::clone(memory), &config, packed).map_err(refused)?;
         // What the front-end says of a packed ring may be where it was started once: QEMU sends that after the device died.
         queue.recover();
+        let transmits = !is_control && !index.is_multiple_of(2);
+        let inflight = self.inflight.as_ref().filter(|_| transmits);
+        let taken = inflight.map(|inflight| inflight.start(index, &mut queue));
         let kick = match std::mem::take(&mut ring.kick) {
             Kicking::Fd(kick) => Some(kick),
             Kicking::Never | Kicking::Unknown => None,
@@ -231,6 +239,7 @@ impl Handler {
             call,
             err,
             enabled,
+            taken,
         };
         // The device before us may have died between using buffers and saying so.
         started.notify();
@@ -259,6 +268,9 @@ impl Handler {
         // Kicks that are still on their way must not start it again.
         ring.kick = Kicking::Unknown;
         ring.watched = None;
+        if let Some(inflight) = &self.inflight {
+            inflight.forget(index);
+        }
     }
 
     fn enable(&mut self, index: u16, enabled: bool) {
@@ -522,6 +534,14 @@ impl VhostUserBackendReqHandlerMut for Handler {
         Ok(())
     }
 
+    fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        self.make_inflight(*asked)
+    }
+
+    fn set_inflight_fd(&mut self, described: &VhostUserInflight, file: File) -> Result<()> {
+        self.take_inflight(*described, file)
+    }
+
     // What follows belongs to protocol features that are not offered; the crate refuses most of it by itself.
 
     fn set_gpu_socket(&mut self, _gpu: GpuBackend) -> Result<()> {
@@ -529,14 +549,6 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn get_shared_object(&mut self, _uuid: VhostUserSharedMsg) -> Result<File> {
-        Err(Error::InvalidMessage)
-    }
-
-    fn get_inflight_fd(&mut self, _inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        Err(Error::InvalidMessage)
-    }
-
-    fn set_inflight_fd(&mut self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
         Err(Error::InvalidMessage)
     }
 

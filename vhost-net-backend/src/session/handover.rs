@@ -60,6 +60,9 @@ pub(super) struct ConnectionState {
     /// What its driver has set through the control queue.
     #[serde(default)]
     pub(super) control: Option<Box<ControlState>>,
+    /// The region in which it keeps what the next back-end needs: where in its file, and how long.
+    #[serde(default)]
+    pub(super) inflight: Option<(u64, u64)>,
     /// The address that it gave the device.
     #[serde(default)]
     pub(super) mac: Option<[u8; 6]>,

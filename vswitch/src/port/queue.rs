@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost_net_backend::Ring;
 use vhost_net_backend::eventfd::{Call, Kick};
+use vhost_net_backend::session::Taken;
 use vhost_net_backend::tap::TapQueue;
 use virtio::queue::{Queue, RingError};
 
@@ -50,6 +51,8 @@ pub struct IngressRing {
     pub queue: Queue,
     /// The guest's kicks; without them the ring is polled.
     pub kick: Option<Kick>,
+    /// Where to note how far the ring was taken.
+    pub taken: Option<Taken>,
     /// The state that both directions have.
     pub state: RingState,
 }
@@ -113,11 +116,12 @@ impl IngressRing {
             call,
             err,
             enabled,
-            ..
+            taken,
         } = ring;
         Self {
             queue,
             kick,
+            taken,
             state: RingState::new(call, err, enabled),
         }
     }

@@ -184,6 +184,9 @@ impl Round {
             }
         }
         if ring.state.enabled {
+            if let Some(taken) = &ring.taken {
+                taken.note(ring.queue.next_avail());
+            }
             let mut forward = |frames: &Sent<'_>| {
                 forwarder.forward(bridge, ports.load(), &source.port, source.pair, frames);
             };

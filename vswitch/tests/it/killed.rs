@@ -119,6 +119,7 @@ fn goes_on(options: Options) {
         let (lost, repeated) = (flow.lost - lost, flow.repeated - repeated);
         eprintln!("lost {lost}, repeated {repeated}");
         assert!(lost <= BURST, "{lost} frames lost");
+        assert!(repeated == 0 || !options.inflight, "{repeated} frames came twice");
     }
     // Every buffer is still there: the rings go round and round.
     let goal = flow.next + 5_000;
@@ -130,10 +131,13 @@ fn goes_on(options: Options) {
 
 #[test]
 fn split_rings_go_on() {
-    goes_on(Options {
-        features: SPLIT,
-        ..Options::default()
-    });
+    for inflight in [false, true] {
+        goes_on(Options {
+            features: SPLIT,
+            inflight,
+            ..Options::default()
+        });
+    }
 }
 
 #[test]
@@ -145,6 +149,7 @@ fn packed_rings_go_on_though_nobody_knows_where_they_were() {
         goes_on(Options {
             features,
             buffer_len,
+            inflight: buffer_len == 128,
             ..Options::default()
         });
     }

@@ -7,6 +7,7 @@ mod cli;
 mod control;
 mod forwarding;
 mod idle;
+mod inflight;
 mod killed;
 mod link;
 mod offloads;

@@ -106,12 +106,15 @@ impl Handler {
             self.control.state = Some(ControlState::new(self.features, self.mac(), 1));
             self.control.announcing = false;
         } else if self.control.state.is_none() {
-            // What that was told is lost with it: nothing is kept from the driver.
-            self.control.state = Some(ControlState::unknown(self.port.queue_pairs));
+            let pairs = self.port.queue_pairs;
+            let kept = self.inflight.as_ref().and_then(|inflight| inflight.state(pairs));
+            // Where what that was told is lost with it, nothing is kept from the driver.
+            self.control.state = Some(kept.unwrap_or_else(|| ControlState::unknown(pairs)));
             if self.features & f::NET_F_GUEST_ANNOUNCE != 0 {
                 self.control.announce_at = ANNOUNCE_AFTER.iter().map(|after| now + *after).collect();
             }
         }
+        self.keep_control();
         self.apply_control();
         Ok(())
     }
@@ -269,6 +272,7 @@ impl Handler {
     }
 
     fn take_effect(&mut self, change: Change) {
+        self.keep_control();
         let Some(state) = &self.control.state else { return };
         match change {
             Change::Filter => self.plane.filter_changed(state.filter()),

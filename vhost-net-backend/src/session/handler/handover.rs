@@ -8,6 +8,7 @@ use std::sync::Arc;
 use virtio::memory::{MemoryMap, Region};
 
 use super::super::handover::{ConnectionState, Fds, RegionState, SavedKick, SavedRing};
+use super::super::inflight::Inflight;
 use super::super::rings::{Addresses, Kicking, RingState};
 use super::Handler;
 use crate::eventfd::{Call, Kick};
@@ -54,7 +55,16 @@ impl Handler {
                 err: ring.err.is_some(),
             });
         }
+        let inflight = match &self.inflight {
+            Some(inflight) => {
+                let (offset, file) = inflight.save()?;
+                fds.push(file);
+                Some((offset, inflight.region_len()))
+            }
+            None => None,
+        };
         let state = ConnectionState {
+            inflight,
             features: self.features,
             protocol: self.negotiated.then_some(self.protocol),
             mtu: self.shared.status().mtu,
@@ -94,6 +104,10 @@ impl Handler {
         }
         for (ring, saved) in self.rings.iter_mut().zip(&state.rings) {
             *ring = restored(saved, fds)?;
+        }
+        if let Some((offset, len)) = state.inflight {
+            let file = fds.next()?;
+            self.inflight = Some(Inflight::map(file, offset, len, self.port.vrings())?);
         }
         self.shared.status().mtu = state.mtu;
         self.control.mac = state.mac;

@@ -51,6 +51,7 @@ impl Rig {
         Self {
             driver: DriverQueue::new(Arc::clone(&memory), &config, None).unwrap(),
             ring: Ring {
+                taken: None,
                 queue: Queue::new(Arc::clone(&memory), &config, false).unwrap(),
                 kick: None,
                 call: None,
