@@ -204,7 +204,10 @@ impl Endpoint {
         self.frontend = Frontend::from_stream(self.stream.try_clone()?, self.queues.len() as u64);
         self.negotiate(socket)?;
         for index in 0..self.queues.len() {
-            self.start(index)
+            // Enabled first: what waits in a ring that is started and not enabled is discarded.
+            self.frontend
+                .set_vring_enable(index, true)
+                .and_then(|()| self.start(index))
                 .map_err(|source| EndpointError::handshake(socket, "starting a ring", source))?;
             // What was told to the one that died may never have been heard.
             self.queues[index].kick.write(1)?;
