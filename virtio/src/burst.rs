@@ -3,15 +3,14 @@
 use std::sync::Arc;
 
 use crate::desc::Segment;
-use crate::memory::MemoryMap;
+use crate::memory::{MemoryMap, prefetch, prefetch_write};
 
 /// Chains that a [`Burst`] holds unless told otherwise.
 pub const DEFAULT_BURST: usize = 64;
-/// Offsets in a readable buffer whose cache lines are fetched ahead: those of its first 140 bytes, wherever lines begin.
-const READ_FIRST: [usize; 2] = [0, 75];
-const READ_NEXT: [usize; 1] = [139];
-/// The same in a writable buffer: a short frame with its header.
-const WRITTEN_FIRST: [usize; 2] = [0, 75];
+/// Bytes of a cache line. Of each buffer the lines of its first two of these are fetched ahead: a short frame with its header.
+const LINE: usize = 64;
+/// A readable buffer that is longer has a third line fetched.
+const TWO_LINES: usize = 76;
 /// Once a burst has walked this many descriptors of long chains, it ends: a peer can't make one pop arbitrarily long.
 const WALK_BUDGET: usize = 4096;
 
@@ -38,17 +37,53 @@ pub enum ChainError {
     TooManyPieces,
 }
 
-/// What a burst remembers of a chain.
+/// What a burst remembers of every chain.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    /// Its segment, or its place among `others`.
+    first: u32,
+    head: u16,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// One readable segment.
+    Readable,
+    /// One writable segment.
+    Writable,
+    /// Anything else.
+    Other,
+}
+
+/// What a burst remembers of a chain that is not one segment.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ChainRecord {
     pub(crate) head: u16,
     pub(crate) error: Option<ChainError>,
     /// Where its segments start.
     pub(crate) first: u32,
-    pub(crate) readable: u32,
-    pub(crate) writable: u32,
+    /// Readable segments: at most as many as descriptors, and a few more.
+    pub(crate) readable: u16,
+    pub(crate) writable: u16,
     pub(crate) readable_len: u32,
     pub(crate) writable_len: u32,
+}
+
+impl ChainRecord {
+    /// A chain of nothing yet.
+    #[inline]
+    pub(crate) fn empty(head: u16, first: u32) -> Self {
+        Self {
+            head,
+            error: None,
+            first,
+            readable: 0,
+            writable: 0,
+            readable_len: 0,
+            writable_len: 0,
+        }
+    }
 }
 
 /// Up to a fixed number of chains with their segments. Reused from burst to burst: it allocates only while it first grows.
@@ -57,7 +92,8 @@ pub(crate) struct ChainRecord {
 #[derive(Debug)]
 pub struct Burst {
     capacity: usize,
-    pub(crate) chains: Vec<ChainRecord>,
+    chains: Vec<Entry>,
+    others: Vec<ChainRecord>,
     /// The `'static` is private: the views are lent out for as long as `self` is borrowed, and `memory` keeps their mappings.
     pub(crate) segments: Vec<Segment<'static>>,
     memory: Option<Arc<MemoryMap>>,
@@ -82,6 +118,7 @@ impl Burst {
         Self {
             capacity,
             chains: Vec::with_capacity(capacity),
+            others: Vec::new(),
             segments: Vec::with_capacity(capacity * 4),
             memory: None,
             walked: 0,
@@ -108,39 +145,38 @@ impl Burst {
     /// Chain `i`, in the order in which the driver made them available.
     #[inline]
     pub fn get(&self, i: usize) -> Option<Chain<'_>> {
-        self.chains.get(i).map(|record| self.chain(record))
+        self.chains.get(i).map(|entry| self.chain(*entry))
     }
 
     /// The chains, in the order in which the driver made them available.
     #[inline]
     pub fn chains(&self) -> impl ExactSizeIterator<Item = Chain<'_>> {
-        self.chains.iter().map(|record| self.chain(record))
+        self.chains.iter().map(|entry| self.chain(*entry))
     }
 
     /// What each chain is known by, in the order in which the driver made them available.
     #[inline]
     pub fn heads(&self) -> impl ExactSizeIterator<Item = u16> {
-        self.chains.iter().map(|record| record.head)
+        self.chains.iter().map(|entry| entry.head)
     }
 
-    /// The buffer of chain `i`, when that is one readable segment and nothing else.
+    /// The buffers of all chains in their order, each where that is one readable segment and nothing else.
     #[inline]
-    pub fn single_readable(&self, i: usize) -> Option<Segment<'_>> {
-        let record = self.chains.get(i)?;
-        if (record.readable, record.writable) != (1, 0) {
-            return None;
-        }
-        self.segments.get(record.first as usize).copied()
+    pub fn single_readables(&self) -> impl ExactSizeIterator<Item = Option<Segment<'_>>> {
+        self.chains.iter().map(|entry| match entry.kind {
+            Kind::Readable => self.segments.get(entry.first as usize).copied(),
+            Kind::Writable | Kind::Other => None,
+        })
     }
 
     /// What chain `i` is known by and its buffer, when that is one writable segment and nothing else.
     #[inline]
     pub fn single_writable(&self, i: usize) -> Option<(u16, Segment<'_>)> {
-        let record = self.chains.get(i)?;
-        if (record.readable, record.writable) != (0, 1) {
+        let entry = self.chains.get(i)?;
+        if entry.kind != Kind::Writable {
             return None;
         }
-        Some((record.head, *self.segments.get(record.first as usize)?))
+        Some((entry.head, *self.segments.get(entry.first as usize)?))
     }
 
     /// The writable segments of `count` chains from `first` on as one list: a frame's mergeable buffers. None when there are
@@ -148,25 +184,30 @@ impl Burst {
     #[inline]
     pub fn writable_run(&self, first: usize, count: usize) -> Option<&[Segment<'_>]> {
         let chains = self.chains.get(first..first.checked_add(count)?)?;
-        let (head, tail) = (chains.first()?, chains.last()?);
-        if chains.iter().any(|c| c.readable != 0 || c.error.is_some()) {
-            return None;
+        let start = self.record(*chains.first()?).first as usize;
+        let mut end = start;
+        for entry in chains {
+            let record = self.record(*entry);
+            if record.readable != 0 || record.error.is_some() {
+                return None;
+            }
+            end = record.first as usize + usize::from(record.writable);
         }
-        Some(&self.segments[head.first as usize..(tail.first + tail.writable) as usize])
+        self.segments.get(start..end)
     }
 
     /// Empties the burst and lets go of the memory it was filled from.
     pub fn release(&mut self) {
-        self.chains.clear();
-        self.segments.clear();
+        self.clear();
         self.memory = None;
     }
 
     #[inline]
-    fn chain(&self, record: &ChainRecord) -> Chain<'_> {
+    fn chain(&self, entry: Entry) -> Chain<'_> {
+        let record = self.record(entry);
         let first = record.first as usize;
-        let middle = first + record.readable as usize;
-        let end = middle + record.writable as usize;
+        let middle = first + usize::from(record.readable);
+        let end = middle + usize::from(record.writable);
         Chain {
             head: record.head,
             readable: &self.segments[first..middle],
@@ -177,43 +218,100 @@ impl Burst {
         }
     }
 
+    /// Everything that is known of a chain.
+    #[inline]
+    fn record(&self, entry: Entry) -> ChainRecord {
+        if entry.kind == Kind::Other {
+            return self.others[entry.first as usize];
+        }
+        let mut record = ChainRecord::empty(entry.head, entry.first);
+        let (count, bytes) = if entry.kind == Kind::Readable {
+            (&mut record.readable, &mut record.readable_len)
+        } else {
+            (&mut record.writable, &mut record.writable_len)
+        };
+        *count = 1;
+        // It was the length of a descriptor.
+        *bytes = u32::try_from(self.segments[entry.first as usize].len()).unwrap_or(u32::MAX);
+        record
+    }
+
+    #[inline]
+    fn clear(&mut self) {
+        self.chains.clear();
+        self.others.clear();
+        self.segments.clear();
+    }
+
     /// Empties the burst; what is pushed from now on lies in `memory`.
     #[inline]
     pub(crate) fn begin(&mut self, memory: &Arc<MemoryMap>) {
-        self.chains.clear();
-        self.segments.clear();
+        self.clear();
         self.walked = 0;
         if !self.memory.as_ref().is_some_and(|m| Arc::ptr_eq(m, memory)) {
             self.memory = Some(Arc::clone(memory));
         }
     }
 
-    /// Adds a chain that is one descriptor with `view` as its buffer: nearly all of them.
+    /// Adds chains that are one descriptor each, nearly all of them, for as long as `next` gives one: what it is known by, whether
+    /// it is to be written, and its buffer. At most `most`; returns how many.
     ///
     /// # Safety
-    /// The view must lie in the memory that `begin` was given.
+    /// The buffers must lie in the memory that `begin` was given.
     #[inline]
-    pub(crate) unsafe fn push_single(&mut self, head: u16, writable: bool, view: Segment<'static>, len: u32) {
-        let first = self.mark();
-        self.segments.push(view);
-        let written = u32::from(writable);
-        self.chains.push(ChainRecord {
-            head,
-            error: None,
-            first,
-            readable: 1 - written,
-            writable: written,
-            readable_len: if writable { 0 } else { len },
-            writable_len: if writable { len } else { 0 },
-        });
-        if writable {
-            view.prefetch_write(WRITTEN_FIRST);
-        } else {
-            view.prefetch(READ_FIRST);
-            if view.len() > READ_FIRST[1] + 1 {
-                view.prefetch(READ_NEXT);
-            }
+    pub(crate) unsafe fn push_singles(
+        &mut self,
+        most: usize,
+        mut next: impl FnMut() -> Option<(u16, bool, Segment<'static>)>,
+    ) -> usize {
+        let mark = self.mark();
+        self.chains.reserve(most);
+        self.segments.reserve(most);
+        let entries = self.chains.spare_capacity_mut();
+        let places = self.segments.spare_capacity_mut();
+        let mut count = 0;
+        for ((entry, place), first) in entries.iter_mut().zip(places).zip(mark..).take(most) {
+            let Some((head, writable, view)) = next() else {
+                break;
+            };
+            let start = view.as_ptr().cast_const();
+            // Hints: it does not matter where a buffer ends before that.
+            let kind = if writable {
+                prefetch_write(start);
+                prefetch_write(start.wrapping_add(LINE));
+                Kind::Writable
+            } else {
+                prefetch(start);
+                prefetch(start.wrapping_add(LINE));
+                if view.len() > TWO_LINES {
+                    prefetch(start.wrapping_add(2 * LINE));
+                }
+                Kind::Readable
+            };
+            place.write(view);
+            entry.write(Entry { first, head, kind });
+            count += 1;
         }
+        // SAFETY: as many of both were written, in the room that there was behind the others.
+        unsafe {
+            self.chains.set_len(self.chains.len() + count);
+            self.segments.set_len(self.segments.len() + count);
+        }
+        count
+    }
+
+    /// Adds a chain whose segments were pushed.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a burst holds far fewer chains than that"
+    )]
+    pub(crate) fn push_other(&mut self, record: ChainRecord) {
+        self.chains.push(Entry {
+            first: self.others.len() as u32,
+            head: record.head,
+            kind: Kind::Other,
+        });
+        self.others.push(record);
     }
 
     /// Adds a segment to the chain being built.

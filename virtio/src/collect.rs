@@ -25,15 +25,7 @@ pub(crate) struct Collector<'a> {
 impl<'a> Collector<'a> {
     pub(crate) fn new(mem: &'a MemoryMap, hint: &'a mut usize, burst: &'a mut Burst, head: u16) -> Self {
         let first = burst.mark();
-        let record = ChainRecord {
-            head,
-            error: None,
-            first,
-            readable: 0,
-            writable: 0,
-            readable_len: 0,
-            writable_len: 0,
-        };
+        let record = ChainRecord::empty(head, first);
         Self {
             mem,
             hint,
@@ -49,15 +41,11 @@ impl<'a> Collector<'a> {
             self.burst.segments.truncate(self.record.first as usize);
             self.record = ChainRecord {
                 error: Some(error),
-                readable: 0,
-                writable: 0,
-                readable_len: 0,
-                writable_len: 0,
-                ..self.record
+                ..ChainRecord::empty(head, self.record.first)
             };
         }
         self.record.head = head;
-        self.burst.chains.push(self.record);
+        self.burst.push_other(self.record);
         self.burst.charge(walked)
     }
 
@@ -93,7 +81,7 @@ impl<'a> Collector<'a> {
         Ok(())
     }
 
-    fn push(&mut self, desc: Descriptor) -> Result<u32, ChainError> {
+    fn push(&mut self, desc: Descriptor) -> Result<u16, ChainError> {
         if let Some(ptr) = self.mem.translate(self.hint, desc.addr, u64::from(desc.len)) {
             // SAFETY: `translate` found the bytes in the map that `Burst::begin` was given and that the burst keeps.
             unsafe { self.burst.push_segment(GuestSlice::new(ptr, desc.len as usize)) };

@@ -117,7 +117,9 @@ impl NetHeader {
     /// True when the header asks for nothing: the frame is complete as it is.
     #[inline]
     pub fn is_plain(&self) -> bool {
-        self.flags & HDR_F_NEEDS_CSUM == 0 && self.gso_type == GSO_NONE
+        // Both at once.
+        u16::from_le_bytes([self.flags & HDR_F_NEEDS_CSUM, self.gso_type])
+            == u16::from_le_bytes([0, GSO_NONE])
     }
 
     /// True when a checksum is still to be completed.

@@ -206,11 +206,17 @@ impl Port {
         self.endpoint.queues[pair * 2 + 1].driver.in_flight() == 0
     }
 
-    /// Gives the first `len` bytes of a slot to the device, to be seen with [`Port::publish`]; false when the ring is full.
+    /// Has `fill` write to a slot, and gives the first `len` bytes of it to the device, to be seen with [`Port::publish`]; false when
+    /// the ring is full.
     #[inline]
-    pub fn push(&mut self, pair: usize, slot: u16, len: u32) -> bool {
-        let queue = &mut self.endpoint.queues[pair * 2 + 1];
+    pub fn push(&mut self, pair: usize, slot: u16, len: u32, fill: impl FnOnce(GuestSlice<'_>)) -> bool {
+        let Endpoint { map, queues, .. } = &mut self.endpoint;
+        let queue = &mut queues[pair * 2 + 1];
         let buffer = queue.buffer(slot);
+        let Some(memory) = map.slice(buffer.addr, buffer.len as usize) else {
+            return false;
+        };
+        fill(memory);
         let buffer = Buffer {
             len: len.min(buffer.len),
             ..buffer

@@ -340,25 +340,24 @@ impl Sender {
             };
             for _ in 0..(due.min(share) as u64).min(left) {
                 let Some(slot) = lane.slots.pop_front() else { break };
-                let Some(memory) = port.slot(*pair, slot) else {
-                    break;
-                };
                 let frame = placed[usize::from(slot)];
                 // Sequence numbers wrap at 2³², so the mask leaves what fits.
                 let sequence = u32::try_from(lane.sent & u64::from(u32::MAX)).unwrap_or(0);
-                frame.stamp(memory, sequence, sent_ns);
-                if let Some(addresses) = stream.addresses {
-                    let turn = sequence % addresses.count.max(1);
-                    let [source, destination] = [
-                        (addresses.sources, frame::mac(stream.from)),
-                        (addresses.destinations, receiver(stream)),
-                    ]
-                    .map(|(first, own)| {
-                        first.map_or(own, |first| frame::extra_mac(first.wrapping_add(turn)))
-                    });
-                    frame.readdress(memory, source, destination);
-                }
-                if !port.push(*pair, slot, frame.len) {
+                let pushed = port.push(*pair, slot, frame.len, |memory| {
+                    frame.stamp(memory, sequence, sent_ns);
+                    if let Some(addresses) = stream.addresses {
+                        let turn = sequence % addresses.count.max(1);
+                        let [source, destination] = [
+                            (addresses.sources, frame::mac(stream.from)),
+                            (addresses.destinations, receiver(stream)),
+                        ]
+                        .map(|(first, own)| {
+                            first.map_or(own, |first| frame::extra_mac(first.wrapping_add(turn)))
+                        });
+                        frame.readdress(memory, source, destination);
+                    }
+                });
+                if !pushed {
                     lane.slots.push_front(slot);
                     break;
                 }

@@ -98,12 +98,14 @@ impl DeviceQueue {
         burst.begin(&self.mem);
         self.popped.clear();
         let max = max.min(burst.capacity());
-        while burst.len() < max {
+        loop {
+            let room = (max - burst.len()).min(usize::from(self.ring.size() - self.in_flight));
+            self.take_singles(burst, room);
             let tail = self.ring.tail(self.next);
-            if !tail.is_available(self.next) {
+            if burst.len() == max || !tail.is_available(self.next) {
                 break;
             }
-            match self.take(burst, tail) {
+            match self.take_other(burst, tail) {
                 Ok(false) => {}
                 Ok(true) => break,
                 Err(_) if !burst.is_empty() => break,
@@ -113,31 +115,49 @@ impl DeviceQueue {
         Ok(burst.len())
     }
 
-    /// Takes the chain that starts here; true once the burst should end.
+    /// Takes at most `room` chains, for as long as they are one direct descriptor inside the region that was right last time:
+    /// nearly all of them. There must be as many descriptors that are not in flight.
     #[inline]
-    fn take(&mut self, burst: &mut Burst, head: Tail) -> Result<bool, RingError> {
-        let size = self.ring.size();
-        if !head.has_next() && !head.is_indirect() && head.id < size && self.in_flight < size {
-            let addr = self.ring.addr(self.next);
-            if let Some(ptr) = self.mem.translate(&mut self.hint, addr, u64::from(head.len))
-                && head.len != 0
-            {
-                // SAFETY: the bytes are in one region of `mem`, which the burst was begun with and keeps.
-                unsafe {
-                    let view = GuestSlice::new(ptr, head.len as usize);
-                    burst.push_single(head.id, head.flags & DESC_F_WRITE != 0, view, head.len);
+    fn take_singles(&mut self, burst: &mut Burst, room: usize) {
+        let Self { ring, slots, .. } = self;
+        let size = ring.size();
+        let span = self.mem.span(self.hint);
+        let mut at = self.next;
+        // SAFETY: the buffers are in a region of `mem`, with which the burst was begun.
+        let taken = unsafe {
+            burst.push_singles(room, || {
+                let tail = ring.tail(at);
+                if !tail.is_single(at) || tail.len == 0 {
+                    return None;
                 }
-                self.advance(head.id, 1);
+                let ptr = span.translate(ring.addr(at), u64::from(tail.len))?;
+                *slots.get_mut(usize::from(tail.id))? = 1;
+                at = at.forward(1, size);
+                ring.prefetch_ahead(at, LOOK_AHEAD);
+                let view = GuestSlice::new(ptr, tail.len as usize);
+                Some((tail.id, tail.flags & DESC_F_WRITE != 0, view))
+            })
+        };
+        self.next = at;
+        self.popped.resize(self.popped.len() + taken, 1);
+        // No more than `room`, which fits.
+        self.in_flight += u16::try_from(taken).unwrap_or(0);
+    }
+
+    /// Takes any other chain; true once the burst should end. What was read of its descriptor decides nothing that has to hold.
+    #[inline(never)]
+    fn take_other(&mut self, burst: &mut Burst, head: Tail) -> Result<bool, RingError> {
+        let known = self.hint;
+        let addr = self.ring.addr(self.next);
+        self.mem.translate(&mut self.hint, addr, u64::from(head.len));
+        if self.hint != known && self.in_flight < self.ring.size() {
+            // It is in another region, and the next one may be there as well.
+            let before = burst.len();
+            self.take_singles(burst, 1);
+            if burst.len() > before {
                 return Ok(false);
             }
         }
-        self.take_any(burst, head)
-    }
-
-    /// Takes any chain; true once the burst should end.
-    #[cold]
-    #[inline(never)]
-    fn take_any(&mut self, burst: &mut Burst, head: Tail) -> Result<bool, RingError> {
         let size = self.ring.size();
         let mut collector = Collector::new(&self.mem, &mut self.hint, burst, head.id);
         let checked = walk(&self.ring, self.indirect, self.next, head, &mut collector).and_then(|w| {
@@ -167,9 +187,9 @@ impl DeviceQueue {
         self.slots[usize::from(id)] = slots;
         self.popped.push(slots);
         self.in_flight += slots;
-        self.next = self.next.forward(slots, self.ring.size());
         let size = self.ring.size();
-        self.ring.prefetch(self.next.forward(LOOK_AHEAD.min(size), size));
+        self.next = self.next.forward(slots, size);
+        self.ring.prefetch_ahead(self.next, LOOK_AHEAD);
     }
 
     /// Puts back the last `n` chains (at most all) of the last burst popped: the next pop gives them again.

@@ -3,6 +3,7 @@
 //! What the device may write is never trusted: which ids are free and what is outstanding is kept in private memory.
 
 use std::collections::VecDeque;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use super::ring::{Position, Ring, Tail};
@@ -19,7 +20,7 @@ use crate::split::driver::{Buffer, IndirectTables, QueueFull};
 struct Outstanding {
     token: u64,
     writable_len: u32,
-    slots: u16,
+    slots: NonZeroU16,
 }
 
 /// The driver end of a queue.
@@ -122,19 +123,49 @@ impl DriverQueue {
     /// [`DriverQueue::pop_used`] with `token`. The device sees it with [`DriverQueue::publish`].
     #[inline]
     pub fn push(&mut self, readable: &[Buffer], writable: &[Buffer], token: u64) -> Result<(), QueueFull> {
+        let (([buffer], []) | ([], [buffer])) = (readable, writable) else {
+            return self.push_any(readable, writable, token);
+        };
+        // Nearly all chains are one buffer.
+        if self.free == 0 {
+            return Err(QueueFull);
+        }
+        let (flags, writable_len) = if readable.is_empty() {
+            (DESC_F_WRITE, buffer.len)
+        } else {
+            (0, 0)
+        };
+        // There is an id for every free descriptor.
+        let id = self.free_ids.pop_front().ok_or(QueueFull)?;
+        let tail = Tail {
+            len: buffer.len,
+            id,
+            flags,
+        };
+        self.make_available(buffer.addr, tail);
+        self.note(
+            id,
+            Outstanding {
+                token,
+                writable_len,
+                slots: NonZeroU16::MIN,
+            },
+        );
+        Ok(())
+    }
+
+    /// Makes any chain.
+    fn push_any(&mut self, readable: &[Buffer], writable: &[Buffer], token: u64) -> Result<(), QueueFull> {
         let total = readable.len() + writable.len();
         let table = self
             .tables
             .filter(|t| total > 1 && total <= usize::from(t.entries));
         let slots = if table.is_some() {
-            1
+            Some(NonZeroU16::MIN)
         } else {
-            u16::try_from(total).map_err(|_| QueueFull)?
+            u16::try_from(total).ok().and_then(NonZeroU16::new)
         };
-        if slots == 0 || slots > self.free {
-            return Err(QueueFull);
-        }
-        // There is an id for every free descriptor.
+        let slots = slots.filter(|slots| slots.get() <= self.free).ok_or(QueueFull)?;
         let id = self.free_ids.pop_front().ok_or(QueueFull)?;
         if let Some(tables) = table {
             let (addr, len) = self.write_table(tables, id, readable, writable);
@@ -159,17 +190,26 @@ impl DriverQueue {
                 );
             }
         }
+        let writable_len = writable.iter().fold(0_u32, |sum, b| sum.saturating_add(b.len));
+        self.note(
+            id,
+            Outstanding {
+                token,
+                writable_len,
+                slots,
+            },
+        );
+        Ok(())
+    }
+
+    /// Notes that the device has a chain.
+    #[inline]
+    fn note(&mut self, id: u16, chain: Outstanding) {
         if let Some(order) = &mut self.in_order {
             order.push(id);
         }
-        let writable_len = writable.iter().fold(0_u32, |sum, b| sum.saturating_add(b.len));
-        self.outstanding[usize::from(id)] = Some(Outstanding {
-            token,
-            writable_len,
-            slots,
-        });
-        self.free -= slots;
-        Ok(())
+        self.outstanding[usize::from(id)] = Some(chain);
+        self.free -= chain.slots.get();
     }
 
     #[inline]
@@ -232,40 +272,46 @@ impl DriverQueue {
         if self.free == self.ring.size() {
             return Ok(None);
         }
-        let in_flight = self.in_flight();
-        let (id, len) = match &mut self.in_order {
-            Some(order) if order.has_more() => order.next().unwrap_or((u16::MAX, None)),
-            order => {
-                let tail = self.ring.tail(self.used);
-                if !tail.is_used(self.used) {
-                    return Ok(None);
-                }
-                match order {
-                    None => (tail.id, Some(tail.len)),
-                    Some(order) => {
-                        let id = u32::from(tail.id);
-                        if !order.begin(id, tail.len, in_flight) {
-                            return Err(RingError::UsedId { id });
-                        }
-                        // There is one: a batch has just begun.
-                        order.next().unwrap_or((u16::MAX, None))
-                    }
-                }
-            }
+        let next = if self.in_order.is_none() {
+            let tail = self.ring.tail(self.used);
+            tail.is_used(self.used).then_some((tail.id, tail.len))
+        } else {
+            self.next_in_order()?
         };
+        let Some((id, len)) = next else { return Ok(None) };
         let chain = self
             .outstanding
             .get_mut(usize::from(id))
             .and_then(Option::take)
             .ok_or(RingError::UsedId { id: u32::from(id) })?;
         self.free_ids.push_back(id);
-        self.free += chain.slots;
-        self.used = self.used.forward(chain.slots, self.ring.size());
+        self.free += chain.slots.get();
+        self.used = self.used.forward(chain.slots.get(), self.ring.size());
         if self.event_idx && self.want_interrupts {
             self.ring.set_driver_event(self.used, EVENT_FLAGS_DESC);
         }
-        let len = len.unwrap_or(u32::MAX).min(chain.writable_len);
-        Ok(Some((chain.token, len)))
+        Ok(Some((chain.token, len.min(chain.writable_len))))
+    }
+
+    /// The next used chain of a device that uses them in order: its id, and its length where that is known.
+    fn next_in_order(&mut self) -> Result<Option<(u16, u32)>, RingError> {
+        let in_flight = self.in_flight();
+        let Some(order) = &mut self.in_order else {
+            return Ok(None);
+        };
+        if !order.has_more() {
+            let tail = self.ring.tail(self.used);
+            if !tail.is_used(self.used) {
+                return Ok(None);
+            }
+            let id = u32::from(tail.id);
+            if !order.begin(id, tail.len, in_flight) {
+                return Err(RingError::UsedId { id });
+            }
+        }
+        // There is one: a batch has just begun, or has more.
+        let (id, len) = order.next().unwrap_or((u16::MAX, None));
+        Ok(Some((id, len.unwrap_or(u32::MAX))))
     }
 
     /// Asks the device not to interrupt: the driver end polls.

@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 use super::{DESC_F_AVAIL, DESC_F_USED, EVENT_FLAGS_DESC, EVENT_FLAGS_ENABLE, EVENT_LEN, WRAP};
 use crate::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use crate::desc::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_LEN, MAX_QUEUE_SIZE};
-use crate::memory::{MemoryMap, prefetch};
+use crate::memory::{MemoryMap, prefetch_write};
 use crate::queue::{QueueConfig, QueueError, locate, passes_event};
 
 /// A place in the ring. Its index is always below the ring's size.
@@ -125,6 +125,12 @@ impl Tail {
         }
     }
 
+    /// True when the descriptor is available here and a whole chain.
+    #[inline]
+    pub(super) fn is_single(self, at: Position) -> bool {
+        self.flags & (DESC_F_AVAIL | DESC_F_USED | DESC_F_NEXT | DESC_F_INDIRECT) == at.avail_flags()
+    }
+
     #[inline]
     pub(super) fn has_next(self) -> bool {
         self.flags & DESC_F_NEXT != 0
@@ -218,9 +224,14 @@ impl Ring {
         self.word(at, 1).store(tail.to_word(), Ordering::Release);
     }
 
+    /// Fetches the descriptor `ahead` of this one, to be written when it is used. At the end of the ring it fetches nothing of use.
     #[inline]
-    pub(super) fn prefetch(&self, at: Position) {
-        prefetch(self.desc.as_ptr().wrapping_add(2 * usize::from(at.index)));
+    pub(super) fn prefetch_ahead(&self, at: Position, ahead: u16) {
+        prefetch_write(
+            self.desc
+                .as_ptr()
+                .wrapping_add(2 * (usize::from(at.index) + usize::from(ahead))),
+        );
     }
 
     /// What the driver wants to be told.

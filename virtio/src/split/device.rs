@@ -129,44 +129,50 @@ impl DeviceQueue {
             self.ring.prefetch_desc(*head);
             slot = slot.wrapping_add(1);
         }
-        let size = self.ring.size();
-        let mut span = self.mem.span(self.hint);
-        for &head in &heads[..want] {
-            if head >= size {
-                return Err(RingError::DescriptorIndex { index: head, size });
-            }
-            let desc = self.ring.desc(head);
-            let full = if let Some(view) = self.single(&mut span, desc) {
-                // SAFETY: `single` translated with the map that the burst was begun with.
-                unsafe { burst.push_single(head, desc.is_writable(), view, desc.len) };
-                false
-            } else {
-                let collector = Collector::new(&self.mem, &mut self.hint, burst, head);
-                take_chain(&self.ring, self.indirect, head, desc, collector)?
+        let heads = &heads[..want];
+        let mut popped = 0;
+        let mut result = Ok(false);
+        while popped < want && result == Ok(false) {
+            let (ring, span) = (&self.ring, self.mem.span(self.hint));
+            let mut next = heads[popped..].iter();
+            // SAFETY: `single` translates with the map that the burst was begun with.
+            popped += unsafe {
+                burst.push_singles(want, || {
+                    let head = *next.next()?;
+                    let desc = ring.desc(head);
+                    let view = single(span, desc).filter(|_| head < ring.size())?;
+                    Some((head, desc.is_writable(), view))
+                })
             };
-            self.next_avail = self.next_avail.wrapping_add(1);
-            if full {
-                return Ok(true);
+            if let Some(&head) = heads.get(popped) {
+                result = self.take_other(burst, head);
+                popped += usize::from(result.is_ok());
             }
         }
-        Ok(false)
+        // Heads are far fewer than that.
+        self.next_avail = self.next_avail.wrapping_add(u16::try_from(popped).unwrap_or(0));
+        result
     }
 
-    /// The buffer of a chain that is one direct descriptor inside one region: nearly all of them. `span` is of this queue's memory,
-    /// the one that was right last time.
-    #[inline]
-    fn single(&mut self, span: &mut Span, desc: Descriptor) -> Option<GuestSlice<'static>> {
-        if desc.flags & (DESC_F_NEXT | DESC_F_INDIRECT) != 0 || desc.len == 0 {
-            return None;
+    /// Takes a chain that is not one direct descriptor inside the region that was right last time; true once the burst should end.
+    /// What was read of its descriptor is read again: it has decided nothing else yet.
+    #[inline(never)]
+    fn take_other(&mut self, burst: &mut Burst, head: u16) -> Result<bool, RingError> {
+        let size = self.ring.size();
+        if head >= size {
+            return Err(RingError::DescriptorIndex { index: head, size });
         }
-        let len = u64::from(desc.len);
-        let ptr = span.translate(desc.addr, len).or_else(|| {
-            let ptr = self.mem.translate(&mut self.hint, desc.addr, len)?;
-            *span = self.mem.span(self.hint);
-            Some(ptr)
-        })?;
-        // SAFETY: the bytes are in one region of `mem`; the only caller stores the view in a burst that keeps `mem`.
-        Some(unsafe { GuestSlice::new(ptr, desc.len as usize) })
+        let desc = self.ring.desc(head);
+        // Where it is in another region, the next one may be there as well.
+        self.mem.translate(&mut self.hint, desc.addr, u64::from(desc.len));
+        if let Some(view) = single(self.mem.span(self.hint), desc) {
+            let mut view = Some((head, desc.is_writable(), view));
+            // SAFETY: as in `pop_some`.
+            unsafe { burst.push_singles(1, || view.take()) };
+            return Ok(false);
+        }
+        let collector = Collector::new(&self.mem, &mut self.hint, burst, head);
+        take_chain(&self.ring, self.indirect, head, desc, collector)
     }
 
     /// Puts the last `n` chains popped back: the next pop gives them again.
@@ -244,4 +250,16 @@ impl DeviceQueue {
             .wrapping_sub(self.next_avail)
             .min(self.ring.size())
     }
+}
+
+/// The buffer of a chain that is one direct descriptor inside this region: nearly all of them. It is valid for as long as the map
+/// that the span is of.
+#[inline]
+fn single(span: Span, desc: Descriptor) -> Option<GuestSlice<'static>> {
+    if desc.flags & (DESC_F_NEXT | DESC_F_INDIRECT) != 0 || desc.len == 0 {
+        return None;
+    }
+    let ptr = span.translate(desc.addr, u64::from(desc.len))?;
+    // SAFETY: the bytes are in one region of the map; the callers store the view in a burst that keeps the map.
+    Some(unsafe { GuestSlice::new(ptr, desc.len as usize) })
 }

@@ -2,6 +2,7 @@
 //!
 //! What the device may write is never trusted: which descriptors are free and what is outstanding is kept in private memory.
 
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use super::ring::Ring;
@@ -13,6 +14,11 @@ use crate::desc::{
 use crate::memory::MemoryMap;
 use crate::queue::in_order::InOrder;
 use crate::queue::passes_event;
+
+/// Used elements in a cache line.
+const USED_PER_LINE: u16 = 8;
+/// The most of them that are fetched at once.
+const FETCHED: u16 = 128;
 
 /// A buffer in the memory shared with the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -42,7 +48,7 @@ pub struct QueueFull;
 struct Outstanding {
     token: u64,
     writable_len: u32,
-    descriptors: u16,
+    descriptors: NonZeroU16,
     last: u16,
 }
 
@@ -160,34 +166,34 @@ impl DriverQueue {
     /// [`DriverQueue::pop_used`] with `token`. The device sees it with [`DriverQueue::publish`].
     #[inline]
     pub fn push(&mut self, readable: &[Buffer], writable: &[Buffer], token: u64) -> Result<(), QueueFull> {
-        let total = readable.len() + writable.len();
-        if total == 0 || self.free == 0 {
-            return Err(QueueFull);
-        }
-        let writable_len = writable.iter().fold(0_u32, |sum, b| sum.saturating_add(b.len));
-        let head = self.free_head;
-        let (descriptors, last) = match self.tables {
-            Some(tables) if total > 1 && total <= usize::from(tables.entries) => {
-                self.write_table(tables, head, readable, writable);
-                (1, head)
+        let (head, chain) = match (readable, writable) {
+            ([buffer], []) | ([], [buffer]) => {
+                // Nearly all chains are one buffer.
+                if self.free == 0 {
+                    return Err(QueueFull);
+                }
+                let head = self.free_head;
+                let desc = Descriptor {
+                    addr: buffer.addr,
+                    len: buffer.len,
+                    flags: if readable.is_empty() { DESC_F_WRITE } else { 0 },
+                    next: 0,
+                };
+                self.write_desc(head, desc);
+                let chain = Outstanding {
+                    token,
+                    writable_len: if readable.is_empty() { buffer.len } else { 0 },
+                    descriptors: NonZeroU16::MIN,
+                    last: head,
+                };
+                (head, chain)
             }
-            _ => {
-                let descriptors = u16::try_from(total)
-                    .ok()
-                    .filter(|n| *n <= self.free)
-                    .ok_or(QueueFull)?;
-                (descriptors, self.write_chain(head, readable, writable))
-            }
+            _ => self.write_any(readable, writable, token)?,
         };
-        self.free_head = self.next[usize::from(last)];
-        self.free -= descriptors;
+        self.free_head = self.next[usize::from(chain.last)];
+        self.free -= chain.descriptors.get();
         self.in_flight += 1;
-        self.outstanding[usize::from(head)] = Some(Outstanding {
-            token,
-            writable_len,
-            descriptors,
-            last,
-        });
+        self.outstanding[usize::from(head)] = Some(chain);
         if let Some(order) = &mut self.in_order {
             order.push(head);
         }
@@ -200,8 +206,44 @@ impl DriverQueue {
         Ok(())
     }
 
+    /// Writes any chain's descriptors; returns its head and what is to be known of it.
+    #[inline(never)]
+    fn write_any(
+        &mut self,
+        readable: &[Buffer],
+        writable: &[Buffer],
+        token: u64,
+    ) -> Result<(u16, Outstanding), QueueFull> {
+        let total = readable.len() + writable.len();
+        if self.free == 0 {
+            return Err(QueueFull);
+        }
+        let writable_len = writable.iter().fold(0_u32, |sum, b| sum.saturating_add(b.len));
+        let head = self.free_head;
+        let (descriptors, last) = match self.tables {
+            Some(tables) if total > 1 && total <= usize::from(tables.entries) => {
+                self.write_table(tables, head, readable, writable);
+                (NonZeroU16::MIN, head)
+            }
+            _ => {
+                let descriptors = u16::try_from(total)
+                    .ok()
+                    .filter(|n| *n <= self.free)
+                    .and_then(NonZeroU16::new)
+                    .ok_or(QueueFull)?;
+                (descriptors, self.write_chain(head, readable, writable))
+            }
+        };
+        let chain = Outstanding {
+            token,
+            writable_len,
+            descriptors,
+            last,
+        };
+        Ok((head, chain))
+    }
+
     /// Writes the buffers to descriptors from the free list on; returns the last one.
-    #[inline]
     fn write_chain(&mut self, head: u16, readable: &[Buffer], writable: &[Buffer]) -> u16 {
         let total = readable.len() + writable.len();
         let (mut at, mut last) = (head, head);
@@ -289,38 +331,13 @@ impl DriverQueue {
     /// room for.
     #[inline]
     pub fn pop_used(&mut self) -> Result<Option<(u64, u32)>, RingError> {
-        if self.used_seen == self.next_used {
-            let used = self.ring.used_idx();
-            if used.wrapping_sub(self.next_used) > self.in_flight {
-                let (next, in_flight) = (self.next_used, self.in_flight);
-                return Err(RingError::UsedIndex {
-                    used,
-                    next,
-                    in_flight,
-                });
-            }
-            self.used_seen = used;
-            if used == self.next_used {
-                return Ok(None);
-            }
+        if self.used_seen == self.next_used && !self.look()? {
+            return Ok(None);
         }
-        let (id, len) = match &mut self.in_order {
-            None => {
-                let (id, len) = self.ring.used_elem(self.next_used);
-                (id, Some(len))
-            }
-            Some(order) => {
-                if !order.has_more() {
-                    let (id, len) = self.ring.used_elem(self.next_used);
-                    let there = usize::from(self.used_seen.wrapping_sub(self.next_used));
-                    if !order.begin(id, len, there) {
-                        return Err(RingError::UsedId { id });
-                    }
-                }
-                // There is one: a batch has just begun, or has more.
-                let (head, len) = order.next().unwrap_or((u16::MAX, None));
-                (u32::from(head), len)
-            }
+        let (id, len) = if self.in_order.is_none() {
+            self.ring.used_elem(self.next_used)
+        } else {
+            self.next_in_order()?
         };
         let head = usize::try_from(id).unwrap_or(usize::MAX);
         let chain = self
@@ -336,14 +353,49 @@ impl DriverQueue {
             self.next[usize::from(self.free_tail)] = first;
         }
         self.free_tail = chain.last;
-        self.free += chain.descriptors;
+        self.free += chain.descriptors.get();
         self.in_flight -= 1;
         self.next_used = self.next_used.wrapping_add(1);
         if self.event_idx && self.want_interrupts {
             self.ring.set_used_event(self.next_used);
         }
-        let len = len.unwrap_or(u32::MAX).min(chain.writable_len);
-        Ok(Some((chain.token, len)))
+        Ok(Some((chain.token, len.min(chain.writable_len))))
+    }
+
+    /// Reads the used index; true when there are chains to take back.
+    fn look(&mut self) -> Result<bool, RingError> {
+        let used = self.ring.used_idx();
+        let there = used.wrapping_sub(self.next_used);
+        if there > self.in_flight {
+            return Err(RingError::UsedIndex {
+                used,
+                next: self.next_used,
+                in_flight: self.in_flight,
+            });
+        }
+        self.used_seen = used;
+        // They come from another CPU's cache.
+        for ahead in (USED_PER_LINE..there.min(FETCHED)).step_by(usize::from(USED_PER_LINE)) {
+            self.ring.prefetch_used_elem(self.next_used.wrapping_add(ahead));
+        }
+        Ok(there > 0)
+    }
+
+    /// The next used chain of a device that uses them in order, of which there is one: its head, and its length where that is known.
+    fn next_in_order(&mut self) -> Result<(u32, u32), RingError> {
+        let Some(order) = &mut self.in_order else {
+            return Ok(self.ring.used_elem(self.next_used));
+        };
+        if !order.has_more() {
+            let (id, len) = self.ring.used_elem(self.next_used);
+            let there = usize::from(self.used_seen.wrapping_sub(self.next_used));
+            if !order.begin(id, len, there) {
+                return Err(RingError::UsedId { id });
+            }
+        }
+        // There is one: a batch has just begun, or has more.
+        let (head, len) = order.next().unwrap_or((u16::MAX, None));
+        Ok((u32::from(head), len.unwrap_or(u32::MAX)))
     }
 
     /// Asks the device not to interrupt: the driver end polls.

@@ -114,6 +114,16 @@ impl Ring {
         );
     }
 
+    /// The same, to be read.
+    #[inline]
+    pub(super) fn prefetch_used_elem(&self, slot: u16) {
+        prefetch(
+            self.used
+                .as_ptr()
+                .wrapping_add(1 + 2 * usize::from(slot & self.mask)),
+        );
+    }
+
     #[inline]
     fn avail_word(&self, i: usize) -> &AtomicU16 {
         debug_assert!(

@@ -31,15 +31,6 @@ impl Sent<'_> {
         }
     }
 
-    /// The frame's memory, where that is one piece.
-    #[inline]
-    fn piece(&self, number: usize) -> Option<GuestSlice<'_>> {
-        match self {
-            Self::Guest(burst) => burst.single_readable(number),
-            Self::Own(frames) => frames.get(number).copied(),
-        }
-    }
-
     /// Reads and checks a frame that is in several pieces, or in none.
     #[cold]
     fn take_chain(
@@ -118,9 +109,9 @@ impl Forwarder {
         let Some(examined) = self.frames.first_mut() else {
             return;
         };
-        let good = sent
-            .piece(0)
-            .is_some_and(|piece| examined.take_piece(piece, 0, port.mtu()).is_ok());
+        let mtu = port.mtu();
+        let good = matches!(sent, Sent::Own([piece, ..])
+            if examined.take_piece(*piece, 0, mtu, Examined::usual(mtu)).is_ok());
         if good {
             for to in ports.iter().filter(|to| to.id() != port.id()) {
                 self.plan.send(to, examined, bit(0));
@@ -184,10 +175,33 @@ impl Forwarder {
         trains: &mut Trains<'_>,
         counters: &QueueCounters,
     ) -> Taken {
+        match sent {
+            Sent::Guest(burst) => {
+                self.take_from(burst.single_readables(), sent, features, mtu, trains, counters)
+            }
+            Sent::Own(pieces) => {
+                let pieces = pieces.iter().copied().map(Some);
+                self.take_from(pieces, sent, features, mtu, trains, counters)
+            }
+        }
+    }
+
+    /// The same, with the memory of each frame that is in one piece.
+    #[inline]
+    fn take_from<'a>(
+        &mut self,
+        pieces: impl Iterator<Item = Option<GuestSlice<'a>>>,
+        sent: &Sent<'_>,
+        features: u64,
+        mtu: u16,
+        trains: &mut Trains<'_>,
+        counters: &QueueCounters,
+    ) -> Taken {
         let mut all = Taken::default();
-        for (number, examined) in self.frames.iter_mut().enumerate().take(sent.len()) {
-            let taken = match sent.piece(number) {
-                Some(piece) => examined.take_piece(piece, features, mtu),
+        let usual = Examined::usual(mtu);
+        for (number, (piece, examined)) in pieces.zip(&mut self.frames).enumerate() {
+            let taken = match piece {
+                Some(piece) => examined.take_piece(piece, features, mtu, usual),
                 None => sent.take_chain(number, examined, features, mtu),
             };
             if let Err(reason) = taken {

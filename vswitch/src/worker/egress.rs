@@ -125,7 +125,10 @@ impl Forwarder {
             expected as usize,
         );
         let mut again = 0;
-        while left != 0 {
+        loop {
+            if steering.is_none() {
+                left = receiver.deliver_plain(&self.frames, left, sent);
+            }
             let number = left.trailing_zeros() as usize;
             let Some(frame) = self.frames.get(number) else {
                 break;

@@ -55,28 +55,38 @@ impl Examined {
         self.take(chain.readable, readable_len, features, mtu)
     }
 
-    /// The same for a frame in one piece.
+    /// The same for a frame in one piece. One that is no longer than `usual` and asks for nothing is in order.
     #[inline]
     pub(super) fn take_piece(
         &mut self,
         piece: GuestSlice<'_>,
         features: u64,
         mtu: u16,
+        usual: usize,
     ) -> Result<(), DropReason> {
-        let copied = self.measure(piece.len())?;
-        let Some(sent) = piece.read_array(0) else {
-            return Err(DropReason::BadDescriptor);
-        };
-        piece.read_to(HEADER_LEN, &mut self.head[FRAME_AT..FRAME_AT + copied]);
-        let sent = NetHeader::from_bytes(&sent);
-        if sent.is_plain() && self.len <= usize::from(mtu) + MTU_OVERHEAD {
+        let len = piece.len().wrapping_sub(HEADER_LEN);
+        if (ETHERNET_LEN..=usual).contains(&len)
+            && let Some(sent) = piece.read_array(0)
+            && NetHeader::from_bytes(&sent).is_plain()
+        {
+            self.len = len;
+            self.copied = len.min(SNAPSHOT_LEN);
             self.header = NetHeader::default();
+            piece.read_to(HEADER_LEN, &mut self.head[FRAME_AT..FRAME_AT + self.copied]);
             return Ok(());
         }
-        self.judge(&sent, std::slice::from_ref(&piece), features, mtu)
+        // What was read of the header is read again: it has decided nothing yet.
+        self.take(std::slice::from_ref(&piece), piece.len(), features, mtu)
+    }
+
+    /// The longest frame that is in order whatever else it is, at this MTU.
+    pub(super) fn usual(mtu: u16) -> usize {
+        (usize::from(mtu) + MTU_OVERHEAD).min(MAX_FRAME)
     }
 
     /// Reads and checks the frame in a list of `list_len` bytes, header included.
+    #[cold]
+    #[inline(never)]
     fn take(
         &mut self,
         list: &[GuestSlice<'_>],

@@ -39,6 +39,9 @@ pub(super) struct Trains<'p> {
     /// The source learned last.
     learned: Option<MacAddr>,
     known: [Train; REMEMBERED],
+    /// The addresses of the frame that joined last, and the place of its train.
+    last: (u64, u32),
+    last_place: usize,
 }
 
 /// Frames of the burst between the same two addresses.
@@ -58,6 +61,9 @@ impl<'p> Trains<'p> {
             now: bridge.clock().now(),
             learned: None,
             known: [Train::default(); REMEMBERED],
+            // Those of a train without frames.
+            last: Train::default().addresses,
+            last_place: place(Train::default().addresses),
         }
     }
 
@@ -66,7 +72,17 @@ impl<'p> Trains<'p> {
     #[inline]
     pub(super) fn join(&mut self, examined: &Examined, frames: u64) -> bool {
         let addresses = examined.addresses();
-        let train = &mut self.known[place(addresses)];
+        if addresses == self.last {
+            self.known[self.last_place % REMEMBERED].frames |= frames;
+            return true;
+        }
+        self.join_other(examined, addresses, frames)
+    }
+
+    /// Adds frames that are not like those before.
+    fn join_other(&mut self, examined: &Examined, addresses: (u64, u32), frames: u64) -> bool {
+        let place = place(addresses);
+        let train = &mut self.known[place];
         if train.addresses != addresses || train.frames == 0 {
             // What the database holds of them is on its way while the other frames are read.
             prefetch(self.bridge.fdb(), examined);
@@ -76,6 +92,7 @@ impl<'p> Trains<'p> {
             train.addresses = addresses;
         }
         train.frames |= frames;
+        (self.last, self.last_place) = (addresses, place);
         true
     }
 

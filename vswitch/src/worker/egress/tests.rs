@@ -40,7 +40,12 @@ fn a_tap_without_udp_segmentation_gets_the_frames_that_a_datagram_stands_for() {
     slice.write_from(0, &bytes);
     let mut frame = Examined::empty();
     frame
-        .take_piece(slice.take(bytes.len()), f::NET_F_CSUM | f::NET_F_HOST_USO, 1500)
+        .take_piece(
+            slice.take(bytes.len()),
+            f::NET_F_CSUM | f::NET_F_HOST_USO,
+            1500,
+            Examined::usual(1500),
+        )
         .unwrap();
     let mut scratch = Vec::new();
     assert_eq!(
