@@ -19,6 +19,7 @@ use std::thread::JoinHandle;
 use axum::Json;
 use axum::extract::State as Shared;
 use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -239,7 +240,7 @@ fn router(info: InfoSource, control: Control, passthrough: Arc<Passthrough>) -> 
 }
 
 type Handle = Shared<Arc<Context>>;
-type Obeyed = Result<StatusCode, (StatusCode, Json<Refusal>)>;
+type Obeyed = Result<StatusCode, Refused>;
 
 /// What the VM is and does.
 #[utoipa::path(get, path = "/v1/vm", responses((status = 200, body = VmInfo)))]
@@ -279,7 +280,6 @@ async fn resume(Shared(context): Handle) -> Obeyed {
 
 /// How a command can be refused.
 #[derive(utoipa::IntoResponses)]
-#[expect(dead_code, reason = "it is there for the document")]
 enum Refused {
     /// The VM has ended.
     #[response(status = 410)]
@@ -292,17 +292,28 @@ enum Refused {
     Failed(Refusal),
 }
 
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let (status, refusal) = match self {
+            Self::Ended(refusal) => (StatusCode::GONE, refusal),
+            Self::Busy(refusal) => (StatusCode::TOO_MANY_REQUESTS, refusal),
+            Self::Failed(refusal) => (StatusCode::INTERNAL_SERVER_ERROR, refusal),
+        };
+        (status, Json(refusal)).into_response()
+    }
+}
+
 async fn obey(context: &Context, command: Command) -> Obeyed {
     let control = context.control.clone();
     let result = tokio::task::spawn_blocking(move || control.command(command)).await;
-    let refused = |status, error: String| Err((status, Json(Refusal { error })));
-    match result {
-        Ok(Ok(())) => Ok(StatusCode::NO_CONTENT),
-        Ok(Err(error @ CommandError::Busy)) => refused(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
-        Ok(Err(error @ CommandError::Ended)) => refused(StatusCode::GONE, error.to_string()),
-        Ok(Err(error)) => refused(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
-        Err(error) => refused(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
-    }
+    let (how, error): (fn(Refusal) -> Refused, String) = match result {
+        Ok(Ok(())) => return Ok(StatusCode::NO_CONTENT),
+        Ok(Err(error @ CommandError::Busy)) => (Refused::Busy, error.to_string()),
+        Ok(Err(error @ CommandError::Ended)) => (Refused::Ended, error.to_string()),
+        Ok(Err(error)) => (Refused::Failed, error.to_string()),
+        Err(error) => (Refused::Failed, error.to_string()),
+    };
+    Err(how(Refusal { error }))
 }
 
 #[cfg(test)]
