@@ -15,6 +15,9 @@ use crate::endpoint::{Endpoint, EndpointError, Options};
 /// How long anything may take that has to happen.
 pub const DEADLINE: Duration = Duration::from_secs(10);
 
+/// How often is looked for something that mostly comes at once.
+const SPIN: u32 = 100;
+
 /// A frame that the guest received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Received {
@@ -137,6 +140,7 @@ impl Guest {
     /// The next frame received on any pair, with the pair, within the deadline.
     pub fn receive(&mut self) -> (usize, Received) {
         let end = Instant::now() + DEADLINE;
+        let mut looks = 0;
         loop {
             for pair in 0..self.pairs() {
                 if let Some(received) = self.try_receive(pair) {
@@ -144,7 +148,7 @@ impl Guest {
                 }
             }
             assert!(Instant::now() < end, "no frame came");
-            std::thread::yield_now();
+            give_way(&mut looks);
         }
     }
 
@@ -176,13 +180,14 @@ impl Guest {
     fn free_slot(&mut self, pair: usize) -> u16 {
         let queue = &mut self.queues[pair * 2 + 1];
         let end = Instant::now() + DEADLINE;
+        let mut looks = 0;
         loop {
             queue.reclaim().expect("a sane ring");
             if let Some(slot) = queue.free.pop() {
                 return slot;
             }
             assert!(Instant::now() < end, "the switch takes no frames");
-            std::thread::yield_now();
+            give_way(&mut looks);
         }
     }
 
@@ -277,6 +282,16 @@ impl Guest {
         let mut ack = [0];
         memory.read_to(answer, &mut ack);
         (used.map_or(0, |(_, len)| len), ack[0])
+    }
+}
+
+/// Between two looks: at first another thread may run, later this one sleeps, for on a busy machine who spins waits longest.
+fn give_way(looks: &mut u32) {
+    *looks += 1;
+    if *looks < SPIN {
+        std::thread::yield_now();
+    } else {
+        std::thread::sleep(Duration::from_micros(50));
     }
 }
 

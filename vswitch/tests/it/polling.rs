@@ -1,5 +1,6 @@
 //! How a worker waits for the next frame.
 
+use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 use std::time::Instant;
 
@@ -11,15 +12,21 @@ use vswitch::config::BridgeSettings;
 /// Frames sent one after the other, each as soon as the last has arrived.
 const FRAMES: u64 = 100;
 
-/// How often the worker went to sleep.
-fn sleeps() -> u64 {
-    let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
-    let worker = threads
-        .map(|thread| thread.path())
-        .find(|thread| {
+/// The worker's folder in `/proc`. A list of threads may lack one when another ends meanwhile, so it is looked for until it is found.
+fn worker() -> PathBuf {
+    let mut found = None;
+    wait_for("a worker", || {
+        let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        found = threads.map(|thread| thread.path()).find(|thread| {
             std::fs::read_to_string(thread.join("comm")).is_ok_and(|name| name.trim() == "worker-0")
-        })
-        .expect("a worker");
+        });
+        found.is_some()
+    });
+    found.expect("it was waited for")
+}
+
+/// How often the worker went to sleep.
+fn sleeps(worker: &Path) -> u64 {
     let status = std::fs::read_to_string(worker.join("status")).unwrap();
     let line = status
         .lines()
@@ -45,10 +52,11 @@ fn a_worker_that_is_pinned_to_a_cpu_polls_before_it_sleeps() {
     let mut only = CpuSet::new();
     only.set(first);
     sched_setaffinity(None, &only).unwrap();
+    let worker = worker();
     let sent = frame(mac(2), mac(1), 0, 60);
     // Where others have one of the CPUs for a while, the pause is longer than a worker polls.
     wait_for("frames that came while the worker polled", || {
-        let before = sleeps();
+        let before = sleeps(&worker);
         for _ in 0..FRAMES {
             a.send(0, &sent);
             let end = Instant::now() + DEADLINE;
@@ -58,6 +66,6 @@ fn a_worker_that_is_pinned_to_a_cpu_polls_before_it_sleeps() {
                 std::hint::spin_loop();
             }
         }
-        sleeps() - before < FRAMES / 4
+        sleeps(&worker) - before < FRAMES / 4
     });
 }
