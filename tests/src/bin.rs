@@ -1,7 +1,9 @@
 //! Where the binaries under test are, and how a test runs one.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
+
+pub use netyard_testkit::command::{finish, succeed};
 
 /// The path of one of the project's binaries, built beside the running test.
 ///
@@ -23,32 +25,6 @@ pub fn command(name: &str, run_dir: &Path) -> Command {
     let mut command = Command::new(path(name));
     command.env("NETYARD_RUN_DIR", run_dir);
     command
-}
-
-/// Runs `command` and gives back its standard output.
-///
-/// # Panics
-/// When it cannot be started or ends with anything but 0; the text holds both output streams.
-pub fn succeed(command: &mut Command) -> String {
-    let output = finish(command);
-    assert!(
-        output.status.success(),
-        "{command:?} ended with {}\nstdout: {}\nstderr: {}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// Runs `command` to its end, whatever that is.
-///
-/// # Panics
-/// When it cannot be started.
-pub fn finish(command: &mut Command) -> Output {
-    command
-        .output()
-        .unwrap_or_else(|error| panic!("{command:?} did not start: {error}"))
 }
 
 /// Whether a program of the machine is on the search path.

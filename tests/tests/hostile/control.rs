@@ -1,7 +1,6 @@
 //! Control queues whose commands are none, or are rewritten while they are read.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use netyard_testkit::endpoint::Options;
@@ -13,7 +12,7 @@ use virtio::memory::MemoryMap;
 
 use crate::arena::Arena;
 use crate::attacker::SIZE;
-use crate::mutation::{Random, Rewrite, Target, any_word, descriptors, indices, put};
+use crate::mutation::{Random, Rewrite, Target, any_word, beside, descriptors, indices, put};
 use crate::{ATTACKER, Case, PEER, frame};
 
 pub(crate) const CASES: [Case; 3] = [
@@ -201,15 +200,9 @@ fn live(port: &mut Port<'_>, rewrite: Rewrite, seed: u64) {
         buffers: guest.queues[CONTROL].buffer(0).addr,
     };
     let map = guest.map.clone();
-    let stop = AtomicBool::new(false);
+    let rewrite = |random: &mut Random| rewrite(&map, &target, random);
     guest.send(0, &frame(PEER, ATTACKER, 60));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut random = Random(seed);
-            while !stop.load(Ordering::Relaxed) {
-                (0..64).for_each(|_| rewrite(&map, &target, &mut random));
-            }
-        });
+    beside(seed, rewrite, || {
         for round in 0..50_u16 {
             for number in 0..8 {
                 port.arena.peer.send(0, &flow(8 * round + number));
@@ -223,7 +216,6 @@ fn live(port: &mut Port<'_>, rewrite: Rewrite, seed: u64) {
                 break;
             }
         }
-        stop.store(true, Ordering::Relaxed);
     });
     port.arena.peer.flush();
 }

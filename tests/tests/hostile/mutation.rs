@@ -2,6 +2,7 @@
 //!
 //! What the switch checked has to be what it uses: each field is read once, into a copy.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -49,7 +50,7 @@ pub(crate) struct Target {
 }
 
 /// What a rewriting is made from: a linear congruential generator is random enough.
-pub(crate) struct Random(pub(crate) u64);
+pub(crate) struct Random(u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -202,14 +203,8 @@ fn live(arena: &mut Arena, features: u64, rewrite: Rewrite, seed: u64) {
         buffers: attacker.buffer(0),
     };
     let map = attacker.endpoint.map.clone();
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut random = Random(seed);
-            while !stop.load(Ordering::Relaxed) {
-                (0..BATCH).for_each(|_| rewrite(&map, &target, &mut random));
-            }
-        });
+    let rewrite = |random: &mut Random| rewrite(&map, &target, random);
+    beside(seed, rewrite, || {
         for round in 0..200_u16 {
             offer(&mut attacker, features, round);
             arena.peer.send(0, &frame(ATTACKER, PEER, 200));
@@ -219,9 +214,25 @@ fn live(arena: &mut Arena, features: u64, rewrite: Rewrite, seed: u64) {
                 break;
             }
         }
-        stop.store(true, Ordering::Relaxed);
     });
     arena.peer.flush();
+}
+
+/// Does one thing while another thread rewrites.
+pub(crate) fn beside(seed: u64, rewrite: impl Fn(&mut Random) + Sync, play: impl FnOnce()) {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut random = Random(seed);
+            while !stop.load(Ordering::Relaxed) {
+                (0..BATCH).for_each(|_| rewrite(&mut random));
+            }
+        });
+        // Or the rewriting would outlast a case that failed.
+        let result = catch_unwind(AssertUnwindSafe(play));
+        stop.store(true, Ordering::Relaxed);
+        result.unwrap_or_else(|failure| resume_unwind(failure));
+    });
 }
 
 /// Offers chains of one descriptor, of three, and of a table.

@@ -1,6 +1,5 @@
 //! Packed rings whose descriptors, wrap counters and event areas lie.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use netyard_testkit::guest::wait_for;
@@ -9,7 +8,7 @@ use virtio::packed::{DESC_F_AVAIL, DESC_F_USED};
 
 use crate::arena::Arena;
 use crate::attacker::{Attacker, Desc, INDIRECT, NEXT, NOWHERE, SIZE, TABLES, TX, WRITE};
-use crate::mutation::{Random, any_word, put};
+use crate::mutation::{Random, any_word, beside, put};
 use crate::{ATTACKER, Case, PEER, frame};
 
 pub(crate) const CASES: [Case; 6] = [
@@ -183,28 +182,24 @@ fn live(arena: &mut Arena, seed: u64) {
     let at = attacker.buffer(0);
     let len = attacker.frame_at(at);
     let map = attacker.endpoint.map.clone();
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut random = Random(seed);
-            while !stop.load(Ordering::Relaxed) {
-                let config = random.of(&configs);
-                let place = config.desc + 16 * random.below(u64::from(SIZE));
-                match random.below(6) {
-                    0 => put(&map, place, &random.of(&[at, TABLES, NOWHERE, 0]).to_le_bytes()),
-                    1 => put(&map, place + 8, &any_word(&mut random).to_le_bytes()),
-                    2 => put(&map, place + 12, &any_word(&mut random).to_le_bytes()),
-                    3 => put(&map, config.avail, &any_word(&mut random).to_le_bytes()),
-                    4 => put(&map, config.avail + 2, &any_word(&mut random).to_le_bytes()),
-                    _ => {
-                        let kinds = [0, NEXT, WRITE, INDIRECT, NEXT | INDIRECT];
-                        let laps = [DESC_F_AVAIL, DESC_F_USED, DESC_F_AVAIL | DESC_F_USED, 0];
-                        let flags = random.of(&kinds) | random.of(&laps);
-                        put(&map, place + 14, &flags.to_le_bytes());
-                    }
-                }
+    let rewrite = |random: &mut Random| {
+        let config = random.of(&configs);
+        let place = config.desc + 16 * random.below(u64::from(SIZE));
+        match random.below(6) {
+            0 => put(&map, place, &random.of(&[at, TABLES, NOWHERE, 0]).to_le_bytes()),
+            1 => put(&map, place + 8, &any_word(random).to_le_bytes()),
+            2 => put(&map, place + 12, &any_word(random).to_le_bytes()),
+            3 => put(&map, config.avail, &any_word(random).to_le_bytes()),
+            4 => put(&map, config.avail + 2, &any_word(random).to_le_bytes()),
+            _ => {
+                let kinds = [0, NEXT, WRITE, INDIRECT, NEXT | INDIRECT];
+                let laps = [DESC_F_AVAIL, DESC_F_USED, DESC_F_AVAIL | DESC_F_USED, 0];
+                let flags = random.of(&kinds) | random.of(&laps);
+                put(&map, place + 14, &flags.to_le_bytes());
             }
-        });
+        }
+    };
+    beside(seed, rewrite, || {
         for id in 0..200_u16 {
             attacker.desc(id % SIZE, packed(at, len, id % SIZE, DESC_F_AVAIL));
             attacker.kick();
@@ -214,7 +209,6 @@ fn live(arena: &mut Arena, seed: u64) {
                 break;
             }
         }
-        stop.store(true, Ordering::Relaxed);
     });
     arena.peer.flush();
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use netyard_testkit::command::succeed;
 use netyard_testkit::tcp::Segment;
 use virtio::net::NetHeader;
 
@@ -14,6 +15,8 @@ use crate::until;
 const HOST: [u8; 4] = [10, 99, 0, 1];
 const GUEST: [u8; 4] = [10, 99, 0, 2];
 const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
+/// What makes the host know the guest.
+const NEIGHBOUR: &str = "neigh replace 10.99.0.2 lladdr 02:00:00:00:00:09 dev tap0";
 
 /// Whether this test can make network namespaces and taps; says why not.
 fn possible() -> bool {
@@ -44,17 +47,25 @@ fn start(socket: &Path, args: &[&str]) -> Program {
 fn inside(program: &Program, args: &[&str]) -> String {
     let pid = program.0.id().to_string();
     let mut command = Command::new("nsenter");
-    let output = command
-        .args(["--net", "-t", &pid, "--"])
-        .args(args)
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{args:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
+    succeed(command.args(["--net", "-t", &pid, "--"]).args(args))
+}
+
+fn ip(program: &Program, args: &str) -> String {
+    inside(
+        program,
+        &[&["ip"], &*args.split(' ').collect::<Vec<_>>()].concat(),
+    )
+}
+
+/// The Ethernet address in what `ip link show` prints.
+fn address(link: &str) -> [u8; 6] {
+    let mut words = link.split_whitespace().skip_while(|word| *word != "link/ether");
+    let mut octets = words
+        .nth(1)
+        .unwrap()
+        .split(':')
+        .map(|octet| u8::from_str_radix(octet, 16).unwrap());
+    [(); 6].map(|()| octets.next().unwrap())
 }
 
 /// A TCP SYN to a port that nobody listens on; the kernel has to complete its checksum.
@@ -82,33 +93,15 @@ fn frames_reach_the_hosts_stack_on_every_queue() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("s");
     let mut program = start(&socket, &["--tap", "tap0", "--queues", "2", "--mtu", "1400"]);
-    let link = inside(&program, &["ip", "-d", "link", "show", "tap0"]);
+    let link = ip(&program, "-d link show tap0");
     for wanted in ["mtu 1400", "multi_queue", "vnet_hdr", "UP"] {
         assert!(link.contains(wanted), "no '{wanted}' in {link}");
     }
-    inside(&program, &["ip", "addr", "add", "10.99.0.1/24", "dev", "tap0"]);
-    inside(
-        &program,
-        &[
-            "ip",
-            "neigh",
-            "replace",
-            "10.99.0.2",
-            "lladdr",
-            "02:00:00:00:00:09",
-            "dev",
-            "tap0",
-        ],
-    );
+    ip(&program, "addr add 10.99.0.1/24 dev tap0");
+    ip(&program, NEIGHBOUR);
     let mac = inside(&program, &["cat", "/proc/self/net/arp"]);
     assert!(mac.contains("02:00:00:00:00:09"));
-    let mac = link
-        .split_whitespace()
-        .skip_while(|word| *word != "link/ether")
-        .nth(1)
-        .unwrap();
-    let mut octets = mac.split(':').map(|octet| u8::from_str_radix(octet, 16).unwrap());
-    let mac = [(); 6].map(|()| octets.next().unwrap());
+    let mac = address(&link);
 
     let mut guest = Guest::start(&socket, 2);
     for pair in 0..2u16 {
@@ -144,26 +137,14 @@ fn frames_reach_the_hosts_stack_on_every_queue() {
     assert_eq!(guest.try_receive(1), None);
 
     // Headers and interfaces that the kernel refuses do not stop the worker.
-    inside(&program, &["ip", "link", "set", "tap0", "down"]);
+    ip(&program, "link set tap0 down");
     for _ in 0..32 {
         let (header, frame) = syn(mac, 4000);
         assert!(guest.send_with(0, &header, &frame));
     }
     until("all are taken back", || guest.in_flight(0) == 0);
-    inside(&program, &["ip", "link", "set", "tap0", "up"]);
-    inside(
-        &program,
-        &[
-            "ip",
-            "neigh",
-            "replace",
-            "10.99.0.2",
-            "lladdr",
-            "02:00:00:00:00:09",
-            "dev",
-            "tap0",
-        ],
-    );
+    ip(&program, "link set tap0 up");
+    ip(&program, NEIGHBOUR);
     until("it works again", || {
         let (header, frame) = syn(mac, 4001);
         guest.send_with(0, &header, &frame);
@@ -195,7 +176,7 @@ fn a_tap_that_exists_is_attached_to() {
             .unwrap(),
     );
     until("it listens", || socket.exists());
-    assert!(inside(&program, &["ip", "link", "show", "tap7"]).contains("UP"));
+    assert!(ip(&program, "link show tap7").contains("UP"));
     let _guest = Guest::start(&socket, 1);
     assert_eq!(program.terminate(), 0);
 }
@@ -211,12 +192,7 @@ fn the_guests_link_follows_the_tap_which_is_attached_again_when_it_returns() {
     let mut guest = Guest::start(&socket, 2);
     let mut channel = Channel::give(&mut guest.frontend);
     assert!(link_up(&mut guest.frontend));
-    let ip = |args: &str| {
-        inside(
-            &program,
-            &[&["ip"], &*args.split(' ').collect::<Vec<_>>()].concat(),
-        )
-    };
+    let ip = |args| ip(&program, args);
     let mut told = |guest: &mut Guest, up| {
         until("the guest is told", || channel.told());
         assert_eq!(link_up(&mut guest.frontend), up);
@@ -239,15 +215,9 @@ fn the_guests_link_follows_the_tap_which_is_attached_again_when_it_returns() {
     told(&mut guest, true);
     assert!(ip("link show tap0").contains("mtu 1400"));
     ip("addr add 10.99.0.1/24 dev tap0");
-    ip("neigh replace 10.99.0.2 lladdr 02:00:00:00:00:09 dev tap0");
+    ip(NEIGHBOUR);
     let link = ip("link show tap0");
-    let mac = link
-        .split_whitespace()
-        .skip_while(|word| *word != "link/ether")
-        .nth(1)
-        .unwrap();
-    let mut octets = mac.split(':').map(|octet| u8::from_str_radix(octet, 16).unwrap());
-    let mac = [(); 6].map(|()| octets.next().unwrap());
+    let mac = address(&link);
     for flow in 0..8 {
         let (header, frame) = syn(mac, 6000 + flow);
         until("the answer comes on pair 0", || {

@@ -3,16 +3,8 @@
 use crate::support::net::{BROADCAST, Net, frame, mac};
 use netyard_testkit::endpoint::Options;
 use netyard_testkit::guest::Guest;
-use vswitch::config::BridgeSettings;
 
 const BURST: u16 = 128;
-
-fn two_workers() -> Net {
-    Net::with(BridgeSettings {
-        workers: 2,
-        ..BridgeSettings::default()
-    })
-}
 
 fn guest(net: &Net, name: &str) -> Guest {
     net.guest_with(
@@ -55,7 +47,7 @@ fn receive(to: &mut Guest, count: u16, expected: &mut [u16; 4]) {
 
 #[test]
 fn a_queue_moves_to_the_idle_worker_once_and_keeps_its_order() {
-    let net = two_workers();
+    let net = Net::with_workers(2);
     let (mut a, mut b, mut c) = (guest(&net, "a"), guest(&net, "b"), guest(&net, "c"));
     assert_eq!(worker(&net, "a"), worker(&net, "c"));
     assert_ne!(worker(&net, "a"), worker(&net, "b"));

@@ -7,7 +7,6 @@ use netyard_testkit::tcp::{Segment, checksum_is_right};
 use virtio::checksum::{Checksum, complete};
 use virtio::features as f;
 use virtio::net::{GSO_TCPV4, GSO_UDP_L4, HDR_F_NEEDS_CSUM, NetHeader};
-use vswitch::config::BridgeSettings;
 
 const BASE: u64 = f::VERSION_1 | f::NET_F_MRG_RXBUF | f::RING_F_EVENT_IDX;
 const OFFLOADS: u64 = f::NET_F_CSUM
@@ -39,25 +38,31 @@ fn tcp(payload: usize) -> (NetHeader, Vec<u8>) {
     .build()
 }
 
-fn learn(guests: &mut [&mut Guest]) {
-    for (number, guest) in guests.iter_mut().enumerate() {
-        guest.send(
-            0,
-            &frame(BROADCAST, mac(u8::try_from(number + 1).unwrap()), 0, 60),
-        );
+/// Two guests with these offloads, which know each other.
+fn two(net: &Net, of_a: u64, of_b: u64) -> (Guest, Guest) {
+    let (mut a, mut b) = (
+        net.guest_with("a", options(of_a)),
+        net.guest_with("b", options(of_b)),
+    );
+    for (number, guest) in [(1, &mut a), (2, &mut b)] {
+        guest.send(0, &frame(BROADCAST, mac(number), 0, 60));
     }
-    guests[0].receive();
-    guests[1].receive();
+    a.receive();
+    b.receive();
+    (a, b)
+}
+
+fn several(pairs: u16) -> Options {
+    Options {
+        pairs,
+        ..Options::default()
+    }
 }
 
 #[test]
 fn offloads_pass_between_guests_that_share_them() {
     let net = Net::new();
-    let (mut a, mut b) = (
-        net.guest_with("a", options(OFFLOADS)),
-        net.guest_with("b", options(OFFLOADS)),
-    );
-    learn(&mut [&mut a, &mut b]);
+    let (mut a, mut b) = two(&net, OFFLOADS, OFFLOADS);
     let (mut header, frame) = tcp(40_000);
     header.gso_type = GSO_TCPV4;
     header.gso_size = 1448;
@@ -110,9 +115,7 @@ fn udp_super_frame(payload: usize, size: u16) -> (NetHeader, Vec<u8>) {
 #[test]
 fn udp_super_frames_pass_or_are_segmented_as_the_receiver_negotiated() {
     let net = Net::new();
-    let mut a = net.guest_with("a", options(OFFLOADS | USO));
-    let mut b = net.guest_with("b", options(OFFLOADS | USO));
-    learn(&mut [&mut a, &mut b]);
+    let (mut a, mut b) = two(&net, OFFLOADS | USO, OFFLOADS | USO);
     let (header, frame) = udp_super_frame(30_000, 1400);
     a.send_with(0, &header, &frame);
     let (_, received) = b.receive();
@@ -207,11 +210,7 @@ fn jumbo_frames_pass_up_to_the_mtu_of_both_ports() {
 #[test]
 fn checksums_are_completed_for_guests_that_want_them_complete() {
     let net = Net::new();
-    let (mut a, mut b) = (
-        net.guest_with("a", options(OFFLOADS)),
-        net.guest_with("b", options(0)),
-    );
-    learn(&mut [&mut a, &mut b]);
+    let (mut a, mut b) = two(&net, OFFLOADS, 0);
     for payload in [0, 1, 100, 1459, 1460] {
         let (header, mut frame) = tcp(payload);
         a.send_with(0, &header, &frame);
@@ -233,11 +232,7 @@ fn checksums_are_completed_for_guests_that_want_them_complete() {
 fn super_frames_are_segmented_for_guests_that_cannot_take_them() {
     for offloads in [0, f::NET_F_GUEST_CSUM] {
         let net = Net::new();
-        let (mut a, mut b) = (
-            net.guest_with("a", options(OFFLOADS)),
-            net.guest_with("b", options(offloads)),
-        );
-        learn(&mut [&mut a, &mut b]);
+        let (mut a, mut b) = two(&net, OFFLOADS, offloads);
         let (mut header, frame) = tcp(20_000);
         header.gso_type = GSO_TCPV4;
         header.gso_size = 1448;
@@ -265,11 +260,7 @@ fn super_frames_are_segmented_for_guests_that_cannot_take_them() {
 #[test]
 fn offloads_that_make_no_sense_are_dropped() {
     let net = Net::new();
-    let (mut a, mut b) = (
-        net.guest_with("a", options(OFFLOADS)),
-        net.guest_with("b", options(OFFLOADS)),
-    );
-    learn(&mut [&mut a, &mut b]);
+    let (mut a, mut b) = two(&net, OFFLOADS, OFFLOADS);
     let (header, frame) = tcp(1000);
     let gso = NetHeader {
         gso_type: GSO_TCPV4,
@@ -307,14 +298,7 @@ fn offloads_that_make_no_sense_are_dropped() {
 
 #[test]
 fn a_flow_comes_back_on_the_pair_it_was_transmitted_on() {
-    let net = Net::with(BridgeSettings {
-        workers: 2,
-        ..BridgeSettings::default()
-    });
-    let several = |pairs| Options {
-        pairs,
-        ..Options::default()
-    };
+    let net = Net::with_workers(2);
     let (mut a, mut b) = (net.guest_with("a", several(4)), net.guest_with("b", several(2)));
     a.send(0, &frame(BROADCAST, mac(1), 0, 60));
     b.receive();
@@ -346,11 +330,7 @@ fn a_flow_comes_back_on_the_pair_it_was_transmitted_on() {
 fn pairs_that_are_not_enabled_get_nothing() {
     use vhost::vhost_user::VhostUserFrontend;
     let net = Net::new();
-    let several = Options {
-        pairs: 4,
-        ..Options::default()
-    };
-    let (mut a, mut b) = (net.guest("a"), net.guest_with("b", several));
+    let (mut a, mut b) = (net.guest("a"), net.guest_with("b", several(4)));
     for index in [0, 1, 4, 5] {
         b.frontend.set_vring_enable(index, false).unwrap();
     }
@@ -368,14 +348,7 @@ fn pairs_that_are_not_enabled_get_nothing() {
 
 #[test]
 fn frames_of_a_flow_stay_in_order_through_two_workers() {
-    let net = Net::with(BridgeSettings {
-        workers: 2,
-        ..BridgeSettings::default()
-    });
-    let several = |pairs| Options {
-        pairs,
-        ..Options::default()
-    };
+    let net = Net::with_workers(2);
     let (mut a, mut b) = (net.guest_with("a", several(2)), net.guest_with("b", several(2)));
     b.send(0, &frame(BROADCAST, mac(2), 0, 60));
     a.receive();

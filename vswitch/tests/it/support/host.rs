@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
+use netyard_testkit::command::{finish, succeed};
 use netyard_testkit::endpoint::Options;
 use netyard_testkit::guest::{Guest, wait_for};
 use serde_json::Value;
@@ -22,24 +23,22 @@ impl Host {
         }
     }
 
-    pub(crate) fn run(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_vswitch"))
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vswitch"));
+        command
             .args(args)
             .env("NETYARD_RUN_DIR", self.folder.path())
-            .env_remove("VSWITCH_FORMAT")
-            .output()
-            .unwrap()
+            .env_remove("VSWITCH_FORMAT");
+        command
+    }
+
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
+        finish(&mut self.command(args))
     }
 
     /// Runs a command that has to succeed; returns its output.
     pub(crate) fn ok(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert!(
-            output.status.success(),
-            "{args:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8(output.stdout).unwrap()
+        succeed(&mut self.command(args))
     }
 
     /// Runs a command that has to fail with this exit code; returns its one line of explanation.

@@ -2,18 +2,11 @@
 
 use std::process::Command;
 
+use netyard_testkit::command::succeed;
+
 /// Runs `ip`, which has to succeed; returns what it prints.
 pub(crate) fn ip(arguments: &str) -> String {
-    let output = Command::new("ip")
-        .args(arguments.split_whitespace())
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "ip {arguments}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
+    succeed(Command::new("ip").args(arguments.split_whitespace()))
 }
 
 /// Runs a test that is left out otherwise in a namespace, as another process; says so where there are none to be had.
@@ -25,11 +18,11 @@ pub(crate) fn in_namespace(name: &str) {
         eprintln!("left out: no network namespaces or no /dev/net/tun here");
         return;
     }
-    let status = Command::new("unshare")
-        .arg("-rn")
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--ignored", "--nocapture"])
-        .status()
-        .unwrap();
-    assert!(status.success());
+    let told = succeed(
+        Command::new("unshare")
+            .arg("-rn")
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--ignored", "--nocapture"]),
+    );
+    print!("{told}");
 }

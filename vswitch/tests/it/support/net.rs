@@ -19,6 +19,13 @@ impl Net {
         Self::with(BridgeSettings::default())
     }
 
+    pub(crate) fn with_workers(workers: u16) -> Self {
+        Self::with(BridgeSettings {
+            workers,
+            ..BridgeSettings::default()
+        })
+    }
+
     pub(crate) fn with(settings: BridgeSettings) -> Self {
         let config = BridgeConfig {
             settings,
