@@ -7,6 +7,9 @@ use crate::memory::{MemoryMap, prefetch, prefetch_write};
 
 /// Chains that a [`Burst`] holds unless told otherwise.
 pub const DEFAULT_BURST: usize = 64;
+/// Memories that a burst keeps, each in a place of its own: where queues take turns, counting references would cost every burst
+/// a wait until all that was written is in memory.
+const MEMORIES: usize = 16;
 /// Bytes of a cache line. Of each buffer the lines of its first two of these are fetched ahead: a short frame with its header.
 const LINE: usize = 64;
 /// A readable buffer that is longer has a third line fetched.
@@ -88,15 +91,15 @@ impl ChainRecord {
 
 /// Up to a fixed number of chains with their segments. Reused from burst to burst: it allocates only while it first grows.
 ///
-/// It keeps the memory it was last filled from; [`Burst::release`] lets go of it.
+/// It keeps the memory it was last filled from, and some that it was filled from before; [`Burst::release`] lets go of all.
 #[derive(Debug)]
 pub struct Burst {
     capacity: usize,
     chains: Vec<Entry>,
     others: Vec<ChainRecord>,
-    /// The `'static` is private: the views are lent out for as long as `self` is borrowed, and `memory` keeps their mappings.
+    /// The `'static` is private: the views are lent out for as long as `self` is borrowed, and `memories` keeps their mappings.
     pub(crate) segments: Vec<Segment<'static>>,
-    memory: Option<Arc<MemoryMap>>,
+    memories: [Option<Arc<MemoryMap>>; MEMORIES],
     walked: usize,
 }
 
@@ -120,7 +123,7 @@ impl Burst {
             chains: Vec::with_capacity(capacity),
             others: Vec::new(),
             segments: Vec::with_capacity(capacity * 4),
-            memory: None,
+            memories: [const { None }; MEMORIES],
             walked: 0,
         }
     }
@@ -196,10 +199,10 @@ impl Burst {
         self.segments.get(start..end)
     }
 
-    /// Empties the burst and lets go of the memory it was filled from.
+    /// Empties the burst and lets go of all memory it was filled from.
     pub fn release(&mut self) {
         self.clear();
-        self.memory = None;
+        self.memories.fill(None);
     }
 
     #[inline]
@@ -248,8 +251,10 @@ impl Burst {
     pub(crate) fn begin(&mut self, memory: &Arc<MemoryMap>) {
         self.clear();
         self.walked = 0;
-        if !self.memory.as_ref().is_some_and(|m| Arc::ptr_eq(m, memory)) {
-            self.memory = Some(Arc::clone(memory));
+        let place = Arc::as_ptr(memory).addr() / size_of::<MemoryMap>() % MEMORIES;
+        let kept = &mut self.memories[place];
+        if !kept.as_ref().is_some_and(|m| Arc::ptr_eq(m, memory)) {
+            *kept = Some(Arc::clone(memory));
         }
     }
 

@@ -280,9 +280,14 @@ impl Queue {
     /// Records chains as used, each with the bytes written to it. The driver sees them with [`Queue::publish`].
     #[inline]
     pub fn add_used(&mut self, used: impl IntoIterator<Item = (u16, u32)>) {
-        either!(self, q => for (head, len) in used {
-            q.add_used(head, len);
-        });
+        match self {
+            Self::Split(q) => {
+                for (head, len) in used {
+                    q.add_used(head, len);
+                }
+            }
+            Self::Packed(q) => q.add_all_used(used),
+        }
     }
 
     /// Shows the driver everything recorded since the last time. True when it wants to be notified.

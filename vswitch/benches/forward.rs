@@ -14,10 +14,12 @@ use std::time::{Duration, Instant};
 
 use net::{BROADCAST, Net, frame, mac, udp};
 use netyard_testkit::endpoint::Options;
-use netyard_testkit::guest::Guest;
+use netyard_testkit::guest::{Guest, wait_for};
 use virtio::features as f;
 use virtio::net::HEADER_LEN;
+use virtio::rss::{KEY_LEN, SUPPORTED};
 use vswitch::config::{BridgeSettings, PollMode};
+use vswitch::model::NewPort;
 use worker_time::worker_time;
 
 /// Frames handed over at a time.
@@ -28,44 +30,82 @@ struct Case {
     frame_len: usize,
     features: u64,
     poll: PollMode,
+    hashing: Hashing,
 }
 
-const CASES: [Case; 6] = [
+/// What the receiver has the switch do with hashes of its frames.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hashing {
+    Nothing,
+    /// It is told them.
+    Reported,
+    /// They choose the queue pair.
+    Steered,
+}
+
+const CASES: [Case; 9] = [
     Case {
         name: "64 bytes",
         frame_len: 64,
         features: f::NET_F_MRG_RXBUF | f::RING_F_EVENT_IDX,
         poll: PollMode::Always,
+        hashing: Hashing::Nothing,
     },
     Case {
         name: "64 bytes, one buffer",
         frame_len: 64,
         features: f::RING_F_EVENT_IDX,
         poll: PollMode::Always,
+        hashing: Hashing::Nothing,
     },
     Case {
         name: "64 bytes, adaptive",
         frame_len: 64,
         features: f::NET_F_MRG_RXBUF | f::RING_F_EVENT_IDX,
         poll: PollMode::Adaptive,
+        hashing: Hashing::Nothing,
+    },
+    Case {
+        name: "64 bytes, packed",
+        frame_len: 64,
+        features: f::NET_F_MRG_RXBUF | f::RING_F_EVENT_IDX | f::RING_PACKED,
+        poll: PollMode::Adaptive,
+        hashing: Hashing::Nothing,
+    },
+    Case {
+        name: "64 bytes, hash reported",
+        frame_len: 64,
+        features: f::NET_F_MRG_RXBUF | f::RING_F_EVENT_IDX,
+        poll: PollMode::Adaptive,
+        hashing: Hashing::Reported,
+    },
+    Case {
+        name: "64 bytes, pair by hash",
+        frame_len: 64,
+        features: f::NET_F_MRG_RXBUF | f::RING_F_EVENT_IDX,
+        poll: PollMode::Adaptive,
+        hashing: Hashing::Steered,
     },
     Case {
         name: "512 bytes",
         frame_len: 512,
         features: f::NET_F_MRG_RXBUF | f::RING_F_EVENT_IDX,
         poll: PollMode::Always,
+        hashing: Hashing::Nothing,
     },
     Case {
         name: "1518 bytes",
         frame_len: 1518,
         features: f::NET_F_MRG_RXBUF | f::RING_F_EVENT_IDX,
         poll: PollMode::Always,
+        hashing: Hashing::Nothing,
     },
     Case {
         name: "1518 bytes, one buffer",
         frame_len: 1518,
         features: f::RING_F_EVENT_IDX,
         poll: PollMode::Always,
+        hashing: Hashing::Nothing,
     },
 ];
 
@@ -103,7 +143,11 @@ fn run(case: &Case, time: Duration) {
         queue_size: 1024,
         ..Options::default()
     };
-    let (mut from, mut to) = (net.guest_with("from", options()), net.guest_with("to", options()));
+    let mut from = net.guest_with("from", options());
+    let mut to = match case.hashing {
+        Hashing::Nothing => net.guest_with("to", options()),
+        _ => hashing_guest(&net, options(), case.hashing),
+    };
     for (number, guest) in [(1, &mut from), (2, &mut to)] {
         guest.send(0, &frame(BROADCAST, mac(number), 0, 60));
     }
@@ -127,6 +171,44 @@ fn run(case: &Case, time: Duration) {
         per_frame(worker),
         net.total_drops("to") + net.total_drops("from"),
     );
+}
+
+/// A guest that has asked through its control queue for what is to be done with hashes.
+fn hashing_guest(net: &Net, options: Options, hashing: Hashing) -> Guest {
+    let (pairs, feature) = match hashing {
+        Hashing::Steered => (2, f::NET_F_MQ | f::NET_F_RSS),
+        Hashing::Nothing | Hashing::Reported => (1, f::NET_F_HASH_REPORT),
+    };
+    let port = NewPort {
+        control_queue: true,
+        ..net.new_port("to", pairs)
+    };
+    net.switch.add_port(&port).expect("a port");
+    let mut guest = Guest::connect(
+        &net.socket("to"),
+        Options {
+            pairs,
+            control: true,
+            features: options.features | feature | f::NET_F_CTRL_VQ,
+            ..options
+        },
+    );
+    wait_for("the guest", || net.port("to").enabled_queue_pairs == 1);
+    let key = [0x6d; KEY_LEN];
+    let types = SUPPORTED.to_le_bytes();
+    let key_len = [u8::try_from(KEY_LEN).expect("a short key")];
+    let done = match hashing {
+        // A table of two entries for the first pair, as the frames are received there; as many pairs for sending.
+        Hashing::Steered => {
+            let words = [1_u16, 0, 0, 0, 2].map(u16::to_le_bytes).concat();
+            guest.control(4, 1, &[&types[..], &words, &key_len, &key].concat())
+        }
+        Hashing::Nothing | Hashing::Reported => {
+            guest.control(4, 2, &[&types[..], &[0; 8], &key_len, &key].concat())
+        }
+    };
+    assert!(done, "hashes are refused");
+    guest
 }
 
 /// Keeps the sender's queue full and the receiver's supplied.

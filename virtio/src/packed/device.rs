@@ -208,30 +208,45 @@ impl DeviceQueue {
     /// [`DeviceQueue::publish`].
     #[inline]
     pub fn add_used(&mut self, head: u16, len: u32) {
-        // An id that was never popped takes no descriptors: it can't happen to a caller that returns what it popped.
-        let Some(slots) = self.slots.get_mut(usize::from(head)).map(std::mem::take) else {
-            return;
-        };
-        if slots == 0 {
-            return;
+        self.add_all_used([(head, len)]);
+    }
+
+    /// Records several chains as used.
+    #[inline]
+    pub fn add_all_used(&mut self, used: impl IntoIterator<Item = (u16, u32)>) {
+        let Self {
+            ring, slots, first, ..
+        } = self;
+        let size = ring.size();
+        let (mut at, mut moved) = (self.used, 0_u16);
+        for (head, len) in used {
+            // An id that was never popped takes no descriptors: it can't happen to a caller that returns what it popped.
+            let Some(slots) = slots.get_mut(usize::from(head)).map(std::mem::take) else {
+                continue;
+            };
+            if slots == 0 {
+                continue;
+            }
+            let write = if len > 0 { DESC_F_WRITE } else { 0 };
+            let tail = Tail {
+                len,
+                id: head,
+                flags: at.used_flags() | write,
+            };
+            if slots > 1 {
+                mark_rest(ring, at, slots);
+            }
+            if first.is_none() {
+                *first = Some((at, tail));
+            } else {
+                ring.set_tail(at, tail);
+            }
+            at = at.forward(slots, size);
+            moved = moved.saturating_add(slots);
         }
-        let write = if len > 0 { DESC_F_WRITE } else { 0 };
-        let tail = Tail {
-            len,
-            id: head,
-            flags: self.used.used_flags() | write,
-        };
-        if slots > 1 {
-            mark_rest(&self.ring, self.used, slots);
-        }
-        if self.first.is_none() {
-            self.first = Some((self.used, tail));
-        } else {
-            self.ring.set_tail(self.used, tail);
-        }
-        self.used = self.used.forward(slots, self.ring.size());
-        self.moved = self.moved.saturating_add(slots);
-        self.in_flight -= slots.min(self.in_flight);
+        self.used = at;
+        self.moved = self.moved.saturating_add(moved);
+        self.in_flight -= moved.min(self.in_flight);
     }
 
     /// Shows the driver everything recorded since the last time. True when it wants to be notified.

@@ -2,6 +2,8 @@
 
 mod hashed;
 
+pub(super) use hashed::hashed_header;
+
 use virtio::burst::Burst;
 use virtio::checksum;
 use virtio::features::{NET_F_GUEST_CSUM, NET_F_MRG_RXBUF};
@@ -72,10 +74,16 @@ impl<'a> Receiver<'a> {
         self.ring.queue.publish()
     }
 
-    /// Delivers frames of the burst `sent`, one bit each, for as long as they ask for nothing, are not too long, and each fits
-    /// into the next buffer as it is: nearly all of them. Returns the others, from the first on that is different.
+    /// Delivers frames of the burst `sent`, one bit each, for as long as the guest takes them as they are and each fits into the
+    /// next buffer: nearly all of them. `header` makes a frame's header. Returns the others, from the first on that is different.
     #[inline]
-    pub(super) fn deliver_plain(&mut self, frames: &[Examined], mut left: u64, sent: &Sent<'_>) -> u64 {
+    pub(super) fn deliver_whole<const N: usize>(
+        &mut self,
+        frames: &[Examined],
+        mut left: u64,
+        sent: &Sent<'_>,
+        header: impl Fn(&Examined) -> [u8; N],
+    ) -> u64 {
         if !self.ring.state.is_open() {
             return left;
         }
@@ -84,7 +92,10 @@ impl<'a> Receiver<'a> {
         while left != 0 {
             let number = left.trailing_zeros() as usize;
             let Some(frame) = frames.get(number) else { break };
-            if !frame.header.is_plain() || frame.len > longest || !self.put(frame, sent, number) {
+            if !frame.header.is_plain() && !self.takes(&frame.header)
+                || frame.header.gso_type == GSO_NONE && frame.len > longest
+                || !self.put(frame, sent, number, &header)
+            {
                 break;
             }
             bytes += frame.len as u64;
@@ -110,7 +121,7 @@ impl<'a> Receiver<'a> {
             if frame.header.gso_type == GSO_NONE && frame.len > self.mtu + MTU_OVERHEAD {
                 return Err(DropReason::Oversize);
             }
-            self.whole(frame, sent, number)
+            sent.with(number, |list| self.scattered(frame, list))
         } else if frame.header.gso_type == GSO_NONE {
             sent.with(number, |list| self.completed(frame, list))
         } else {
@@ -129,35 +140,31 @@ impl<'a> Receiver<'a> {
         self.features & needed == needed
     }
 
-    /// Copies a frame as it is: what was examined from the worker's copy, so that the receiver sees what was
-    /// decided by, and the rest from the sender's memory.
+    /// Copies a frame as it is into the next buffer: what was examined from the worker's copy, so that the receiver sees what was
+    /// decided by, and the rest from the sender's memory. False, and nothing is done, if that is not one piece with room for it.
     #[inline]
-    fn whole(&mut self, frame: &Examined, sent: &Sent<'_>, number: usize) -> Result<(), DropReason> {
-        if self.put(frame, sent, number) {
-            self.frames += 1;
-            self.bytes += frame.len as u64;
-            return Ok(());
-        }
-        sent.with(number, |list| self.scattered(frame, list))
-    }
-
-    /// Copies a frame into the next buffer; false, and nothing is done, if that is not one piece with room for it.
-    #[inline]
-    fn put(&mut self, frame: &Examined, sent: &Sent<'_>, number: usize) -> bool {
-        let total = HEADER_LEN + frame.len;
+    fn put<const N: usize>(
+        &mut self,
+        frame: &Examined,
+        sent: &Sent<'_>,
+        number: usize,
+        header: impl Fn(&Examined) -> [u8; N],
+    ) -> bool {
+        let total = N + frame.len;
         let Some((head, to)) = self.buffers.single_writable(self.next) else {
             return false;
         };
         if to.len() < total {
             return false;
         }
-        to.write_array(0, &frame.header_for(1));
+        to.write_array(0, &header(frame));
         let known = frame.snapshot();
-        to.write_from(HEADER_LEN, known);
-        let done = HEADER_LEN + known.len();
-        if total > done {
+        to.write_from(N, known);
+        let rest = frame.len - known.len();
+        if rest > 0 {
+            let (from, at) = (HEADER_LEN + known.len(), N + known.len());
             sent.with(number, |list| {
-                copy_chain(list, done, std::slice::from_ref(&to), done, total - done)
+                copy_chain(list, from, std::slice::from_ref(&to), at, rest)
             });
         }
         // A buffer's length fits.

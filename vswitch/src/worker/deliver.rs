@@ -106,15 +106,14 @@ impl Forwarder {
     /// Sends one frame of the switch's own to every port but `port`.
     pub(super) fn flood(&mut self, ports: &PortTable, port: &Port, sent: &Sent<'_>) {
         self.plan.clear();
-        let Some(examined) = self.frames.first_mut() else {
+        let mtu = port.mtu();
+        let (Sent::Own([piece, ..]), Some(examined)) = (sent, self.frames.first_mut()) else {
             return;
         };
-        let mtu = port.mtu();
-        let good = matches!(sent, Sent::Own([piece, ..])
-            if examined.take_piece(*piece, 0, mtu, Examined::usual(mtu)).is_ok());
+        let good = examined.take_piece(*piece, 0, mtu, Examined::usual(mtu)).is_ok();
         if good {
             for to in ports.iter().filter(|to| to.id() != port.id()) {
-                self.plan.send(to, examined, bit(0));
+                self.plan.send(to, &self.frames, bit(0));
             }
             self.deliver_all(ports, sent);
             self.notify();
@@ -247,38 +246,19 @@ impl Forwarder {
         match verdict {
             Verdict::Queue(list) => self.plan.add(list, frames),
             Verdict::Port(to) => {
-                let lost = self.send(to, frames);
+                let lost = self.plan.send(to, &self.frames, frames);
                 if lost != 0 {
                     self.plan.give_up(to.id(), u64::from(lost.count_ones()));
                 }
             }
             Verdict::Everybody => {
                 for to in ports.iter().filter(|to| to.id() != port.id()) {
-                    self.send(to, frames);
+                    self.plan.send(to, &self.frames, frames);
                 }
             }
             Verdict::Dropped(reason) | Verdict::Refused(reason) => drops.add(reason, count),
         }
         0
-    }
-
-    /// Sends frames of the burst to a port; returns those that it cannot receive.
-    fn send(&mut self, to: &Port, frames: u64) -> u64 {
-        if to.ready() == 1 {
-            let list = self.plan.list(to.id(), 0);
-            self.plan.add(list, frames);
-            return 0;
-        }
-        let Self {
-            plan, frames: all, ..
-        } = self;
-        numbers(frames)
-            .filter(|number| {
-                all.get(*number)
-                    .is_some_and(|examined| !plan.send(to, examined, bit(*number)))
-            })
-            .map(bit)
-            .fold(0, |lost, frame| lost | frame)
     }
 }
 

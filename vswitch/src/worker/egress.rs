@@ -7,7 +7,7 @@ use virtio::memory::GuestSlice;
 use virtio::net::{GSO_NONE, HEADER_LEN};
 use virtio::segment::{Completion, Segmenter};
 
-use super::copy::Receiver;
+use super::copy::{Receiver, hashed_header};
 use super::deliver::{Forwarder, Sent};
 use super::examine::Examined;
 use super::plan::Egress;
@@ -126,9 +126,12 @@ impl Forwarder {
         );
         let mut again = 0;
         loop {
-            if steering.is_none() {
-                left = receiver.deliver_plain(&self.frames, left, sent);
-            }
+            left = match &steering {
+                None => receiver.deliver_whole(&self.frames, left, sent, |frame| frame.header_for(1)),
+                Some(steering) => receiver.deliver_whole(&self.frames, left, sent, |frame| {
+                    hashed_header(frame, steering.as_deref())
+                }),
+            };
             let number = left.trailing_zeros() as usize;
             let Some(frame) = self.frames.get(number) else {
                 break;

@@ -44,20 +44,50 @@ impl Plan {
         self.undeliverable.clear();
     }
 
-    /// Sends frames of one flow, a bit each, to `port`; false if it cannot receive.
+    /// Sends frames of the burst, a bit each, to `port`, whichever queue each belongs to; returns those that it cannot receive.
     #[inline]
-    pub(super) fn send(&mut self, port: &Port, examined: &Examined, frames: u64) -> bool {
+    pub(super) fn send(&mut self, port: &Port, all: &[Examined], frames: u64) -> u64 {
         let ready = port.ready();
-        let pair = match ready {
-            1 => Some(0),
-            0 => None,
-            _ if ready & STEERED != 0 => chosen(port, examined, ready & !STEERED),
-            _ => port.flows().choose(examined.flow(), ready),
-        };
-        let Some(pair) = pair else { return false };
-        let list = self.list(port.id(), pair);
-        self.add(list, frames);
-        true
+        match ready {
+            0 => frames,
+            1 => {
+                let list = self.list(port.id(), 0);
+                self.add(list, frames);
+                0
+            }
+            _ if ready & STEERED != 0 => {
+                let steering = port.wishes().steering();
+                let pair = |frame: &Examined| chosen(steering.as_deref(), frame, ready & !STEERED);
+                self.spread(port, all, frames, pair)
+            }
+            _ => self.spread(port, all, frames, |frame| {
+                port.flows().choose(frame.flow(), ready)
+            }),
+        }
+    }
+
+    /// Sends each frame to the queue pair that `pair` gives for it; returns those for which it gives none.
+    fn spread(
+        &mut self,
+        port: &Port,
+        all: &[Examined],
+        frames: u64,
+        pair: impl Fn(&Examined) -> Option<u8>,
+    ) -> u64 {
+        let (mut left, mut refused) = (frames, 0);
+        while left != 0 {
+            let number = left.trailing_zeros() as usize;
+            let frame = left & left.wrapping_neg();
+            left ^= frame;
+            match all.get(number).and_then(&pair) {
+                Some(pair) => {
+                    let list = self.list(port.id(), pair);
+                    self.add(list, frame);
+                }
+                None => refused |= frame,
+            }
+        }
+        refused
     }
 
     /// The list of frames for a queue.

@@ -102,10 +102,13 @@ impl Round {
                 self.wait(None);
                 self.window.slept(asleep.elapsed());
             } else if !worked && self.only_never_kicking() {
+                self.release();
                 self.wait(Some(&NO_KICK_PERIOD));
             } else {
                 rounds = rounds.wrapping_add(1);
                 if rounds.is_multiple_of(ROUNDS_PER_LOOK) {
+                    // Of ports that went away, too, whoever served them.
+                    self.release();
                     self.wait(Some(&AT_ONCE));
                 } else if !worked {
                     // Not `sched_yield`: on a CPU that is wanted by others it costs a whole slice of theirs. Who polls for a

@@ -1,5 +1,7 @@
 //! What a guest asked for through its control queue, as far as it matters to the frames of a burst.
 
+use vhost_net_backend::control::Steering;
+
 use super::deliver::Forwarder;
 use super::examine::Examined;
 use crate::counters::{DropReason, QueueCounters};
@@ -31,10 +33,8 @@ impl Forwarder {
 
 /// The queue pair that a guest chose for a frame by receive-side scaling, or the first of those that are `ready` where it is
 /// not among them.
-#[cold]
-pub(super) fn chosen(port: &Port, frame: &Examined, ready: u32) -> Option<u8> {
-    let steering = port.wishes().steering();
-    let pair = steering.as_ref().map(|steering| steering.pair(frame.snapshot()));
+pub(super) fn chosen(steering: Option<&Steering>, frame: &Examined, ready: u32) -> Option<u8> {
+    let pair = steering.map(|steering| steering.pair(frame.snapshot()));
     pair.filter(|pair| ready & 1 << (pair % 32) != 0).or_else(|| {
         u8::try_from(ready.trailing_zeros())
             .ok()

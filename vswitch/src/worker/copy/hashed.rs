@@ -1,4 +1,5 @@
-//! Frames for a guest that wants their hashes: in a header of 20 bytes, put together in the worker's memory first.
+//! Frames for a guest that wants their hashes, in a header of 20 bytes: copied from one to the other where they go as they are into
+//! one buffer, otherwise put together in the worker's memory first.
 
 use vhost_net_backend::control::Steering;
 use virtio::memory::{GuestSlice, write_chain};
@@ -9,6 +10,24 @@ use super::Receiver;
 use crate::counters::DropReason;
 use crate::frame::MTU_OVERHEAD;
 use crate::worker::examine::Examined;
+
+/// The header of a frame that goes into one buffer.
+#[inline]
+pub(in super::super) fn hashed_header(
+    frame: &Examined,
+    steering: Option<&Steering>,
+) -> [u8; HASH_HEADER_LEN] {
+    let header = NetHeader {
+        num_buffers: 1,
+        ..frame.header
+    };
+    header.to_bytes_with_hash(hash(frame, steering))
+}
+
+#[inline]
+fn hash(frame: &Examined, steering: Option<&Steering>) -> Hash {
+    steering.map_or_else(Hash::default, |steering| steering.hash(frame.snapshot()))
+}
 
 impl Receiver<'_> {
     /// Delivers a frame with its hash, whole, completed or segmented.
@@ -22,7 +41,7 @@ impl Receiver<'_> {
         if !self.ring.state.is_open() {
             return Err(DropReason::LinkDown);
         }
-        let hash = steering.map_or_else(Hash::default, |steering| steering.hash(frame.snapshot()));
+        let hash = hash(frame, steering);
         let taken = frame.header.is_plain() || self.takes(&frame.header);
         if frame.header.gso_type != GSO_NONE && !taken {
             return self.segments_hashed(frame, list, hash);
