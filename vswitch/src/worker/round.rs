@@ -132,7 +132,11 @@ impl Round {
                     activity.never_kicks = false;
                     true
                 }
-                Served::Busy => true,
+                Served::Busy => {
+                    // Whoever changes it may be waiting for this CPU.
+                    std::thread::yield_now();
+                    true
+                }
                 Served::Nothing => !self.is_idle_long(number) || self.arm(number),
                 Served::Gone => false,
             };
