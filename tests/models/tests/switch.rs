@@ -3,7 +3,10 @@
 //! What they catch was tried by taking it out. `an_entry_is_not_refreshed_after_it_was_freed` fails without the comparison of versions in
 //! `Fdb::find_in`, and with a plain store in place of the exchange in `Fdb::refresh`; `an_address_is_learned_once` without the second
 //! look under the lock in `Fdb::insert_learned`; `memory_goes_only_when_nobody_uses_it` when the mapping ends before the control thread
-//! has had the gate. Not yet tried so: `what_was_published_is_seen` and `no_address_is_learned_on_a_port_that_is_gone`.
+//! has had the gate; `what_was_published_is_seen` when the version moves on before the value is locked, when the version stays
+//! the same at a second change, and when a reader takes value and version in two looks (for which `netyard_models::sync` has a lock);
+//! `no_address_is_learned_on_a_port_that_is_gone` when addresses are forgotten before the ring is taken, and when a worker lets go of
+//! the ring before it learns.
 
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
