@@ -1,4 +1,4 @@
 //! The target `checksum` under libFuzzer.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| netyard_fuzz_targets::run("checksum", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| netyard_fuzz_targets::frames::checksum(data));

@@ -1,4 +1,4 @@
 //! The target `frame` under libFuzzer.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| netyard_fuzz_targets::run("frame", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| netyard_fuzz_targets::frames::frame(data));

@@ -1,4 +1,4 @@
 //! The target `lab-file` under libFuzzer.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| netyard_fuzz_targets::run("lab-file", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| netyard_fuzz_targets::config::lab(data));

@@ -1,4 +1,4 @@
 //! The target `messages` under libFuzzer.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| netyard_fuzz_targets::run("messages", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| netyard_fuzz_targets::messages::messages(data));

@@ -1,4 +1,4 @@
 //! The target `packed-driver` under libFuzzer.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| netyard_fuzz_targets::run("packed-driver", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| netyard_fuzz_targets::rings::packed_driver(data));

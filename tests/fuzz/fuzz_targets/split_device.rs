@@ -1,4 +1,4 @@
 //! The target `split-device` under libFuzzer.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| netyard_fuzz_targets::run("split-device", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| netyard_fuzz_targets::rings::split_device(data));

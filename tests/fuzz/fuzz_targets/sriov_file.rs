@@ -1,4 +1,4 @@
 //! The target `sriov-file` under libFuzzer.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| netyard_fuzz_targets::run("sriov-file", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| netyard_fuzz_targets::config::sriov(data));

@@ -10,7 +10,10 @@ use vswitch::config::BridgeConfig;
 static RUN: LazyLock<RunDir> = LazyLock::new(|| RunDir::new("/run/fuzz"));
 
 /// `config.json` of a bridge: what is read is written and read again the same.
-pub(crate) fn vswitch(data: &[u8]) {
+///
+/// # Panics
+/// When something is wrong with what comes of it.
+pub fn vswitch(data: &[u8]) {
     let Ok(config) = serde_json::from_slice::<BridgeConfig>(data) else {
         return;
     };
@@ -22,7 +25,10 @@ pub(crate) fn vswitch(data: &[u8]) {
 }
 
 /// A lab file: every refusal names the file.
-pub(crate) fn lab(data: &[u8]) {
+///
+/// # Panics
+/// When something is wrong with what comes of it.
+pub fn lab(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     if let Err(refused) = topologies::check::check(Path::new("fuzz.lab.yaml"), &text, &RUN) {
         assert!(refused.to_string().contains("fuzz.lab.yaml"), "{refused}");
@@ -30,7 +36,10 @@ pub(crate) fn lab(data: &[u8]) {
 }
 
 /// What `sriov apply` reads.
-pub(crate) fn sriov(data: &[u8]) {
+///
+/// # Panics
+/// When something is wrong with what comes of it.
+pub fn sriov(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     match Declared::parse("fuzz.yaml", &text) {
         Ok(declared) => {
@@ -45,7 +54,10 @@ pub(crate) fn sriov(data: &[u8]) {
 }
 
 /// The values of `vmm`'s options: whatever they are, there is an answer.
-pub(crate) fn vmm(data: &[u8]) {
+///
+/// # Panics
+/// When something is wrong with what comes of it.
+pub fn vmm(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let (_, _, _) = (
         vmm::cli::options::net(&text),

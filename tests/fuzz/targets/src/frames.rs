@@ -9,7 +9,10 @@ use vswitch::frame::Frame;
 const LONGEST: usize = 8192;
 
 /// The fields that forwarding needs, and the header's check.
-pub(crate) fn frame(data: &[u8]) {
+///
+/// # Panics
+/// When something is wrong with what comes of it.
+pub fn frame(data: &[u8]) {
     let Some((header, frame)) = data.split_first_chunk::<HEADER_LEN>() else {
         return;
     };
@@ -30,7 +33,10 @@ pub(crate) fn frame(data: &[u8]) {
 }
 
 /// Sums of any parts are the sum of the whole, and a completed checksum is right.
-pub(crate) fn checksum(data: &[u8]) {
+///
+/// # Panics
+/// When something is wrong with what comes of it.
+pub fn checksum(data: &[u8]) {
     let Some((&[start_low, start_high, offset, cut], bytes)) = data.split_first_chunk::<4>() else {
         return;
     };
@@ -68,7 +74,10 @@ pub(crate) fn checksum(data: &[u8]) {
 }
 
 /// The segments of a super-frame carry its payload, in order and once.
-pub(crate) fn segmentation(data: &[u8]) {
+///
+/// # Panics
+/// When something is wrong with what comes of it.
+pub fn segmentation(data: &[u8]) {
     let Some((header, frame)) = data.split_first_chunk::<HEADER_LEN>() else {
         return;
     };

@@ -6,39 +6,49 @@
 //! corpora for as long as one likes, guided by what they reach.
 #![forbid(unsafe_code)]
 
-mod config;
-mod frames;
-mod messages;
+pub mod config;
+pub mod frames;
+pub mod messages;
 pub mod mutate;
-mod rings;
+pub mod rings;
 
 /// What a target is run with.
 pub type Target = fn(&[u8]);
 
-/// Every target, by the name of its corpus.
-pub const TARGETS: [(&str, Target); 12] = [
-    ("split-device", rings::split_device),
-    ("split-driver", rings::split_driver),
-    ("packed-device", rings::packed_device),
-    ("packed-driver", rings::packed_driver),
-    ("messages", messages::messages),
-    ("frame", frames::frame),
-    ("checksum", frames::checksum),
-    ("segmentation", frames::segmentation),
-    ("vswitch-config", config::vswitch),
-    ("lab-file", config::lab),
-    ("sriov-file", config::sriov),
-    ("vmm-options", config::vmm),
-];
+macro_rules! targets {
+    ($($name:literal: $module:ident::$function:ident,)*) => {
+        /// Every target, by the name of its corpus, and where it is.
+        pub const TARGETS: [(&str, &str, Target); [$($name),*].len()] = [$((
+            $name,
+            concat!(stringify!($module), "::", stringify!($function)),
+            $module::$function,
+        )),*];
+    };
+}
+
+targets! {
+    "split-device": rings::split_device,
+    "split-driver": rings::split_driver,
+    "packed-device": rings::packed_device,
+    "packed-driver": rings::packed_driver,
+    "messages": messages::messages,
+    "frame": frames::frame,
+    "checksum": frames::checksum,
+    "segmentation": frames::segmentation,
+    "vswitch-config": config::vswitch,
+    "lab-file": config::lab,
+    "sriov-file": config::sriov,
+    "vmm-options": config::vmm,
+}
 
 /// Runs the target with this name.
 ///
 /// # Panics
 /// When there is no such target, and when the target finds something wrong.
 pub fn run(name: &str, data: &[u8]) {
-    let (_, target) = TARGETS
+    let (.., target) = TARGETS
         .into_iter()
-        .find(|(other, _)| *other == name)
+        .find(|(other, ..)| *other == name)
         .expect("a target's name");
     target(data);
 }

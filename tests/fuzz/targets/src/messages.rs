@@ -99,7 +99,10 @@ fn send(socket: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> bool {
 /// An input is a list of pieces: a byte of what descriptors come along, the length, and that many bytes.
 ///
 /// Pieces without descriptors are written together with what is before them, which is all the same to a stream.
-pub(crate) fn messages(data: &[u8]) {
+///
+/// # Panics
+/// When something is wrong with what comes of it.
+pub fn messages(data: &[u8]) {
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let mut rest = data;
     let mut waiting: Vec<u8> = Vec::new();

@@ -115,12 +115,18 @@ fn device(data: &[u8], packed: bool) {
 }
 
 /// The device end of a split queue.
-pub(crate) fn split_device(data: &[u8]) {
+///
+/// # Panics
+/// When something is wrong with what comes of it.
+pub fn split_device(data: &[u8]) {
     device(data, false);
 }
 
 /// The device end of a packed queue.
-pub(crate) fn packed_device(data: &[u8]) {
+///
+/// # Panics
+/// When something is wrong with what comes of it.
+pub fn packed_device(data: &[u8]) {
     device(data, true);
 }
 
@@ -176,11 +182,17 @@ fn driver(data: &[u8], packed: bool) {
 }
 
 /// The driver end of a split queue.
-pub(crate) fn split_driver(data: &[u8]) {
+///
+/// # Panics
+/// When something is wrong with what comes of it.
+pub fn split_driver(data: &[u8]) {
     driver(data, false);
 }
 
 /// The driver end of a packed queue.
-pub(crate) fn packed_driver(data: &[u8]) {
+///
+/// # Panics
+/// When something is wrong with what comes of it.
+pub fn packed_driver(data: &[u8]) {
     driver(data, true);
 }
