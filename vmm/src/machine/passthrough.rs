@@ -5,7 +5,7 @@
 //!   (host) ───────► working ──────────────────────────────┐  or taken by force
 //!                    │    │ device del, or the host wants  ▼
 //!                    │    └─────────────► leaving ──────► (host)
-//!                    └─ error ──► failed, or no answer any more ──► gone ──► (host)
+//!                    └─ error ──► failed, or no answer any more ──► gone ──► (host), by force or when the host wants it
 //! ```
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -284,7 +284,14 @@ impl Passthrough {
             Notice::Wanted => {
                 let since = *device.wanted.get_or_insert_with(Instant::now);
                 let slot = device.slot;
-                if since.elapsed() < PATIENCE {
+                if !device.function.answers() {
+                    tracing::error!(
+                        name,
+                        "the device does not answer and the host wants it back; it is taken away"
+                    );
+                    drop(inner);
+                    self.take_away(slot);
+                } else if since.elapsed() < PATIENCE {
                     tracing::warn!(
                         name,
                         "the host wants the device back; the guest is asked to let go of it"

@@ -10,8 +10,11 @@ use super::registers::{COMMAND, MsixLayout, Registers, STATUS};
 use crate::hv::HvError;
 use crate::pci::{BarMove, ConfigSpace, Function, Platform};
 
-const COMMAND_IO: u16 = 1;
 const COMMAND_MEMORY: u16 = 1 << 1;
+/// Parity errors are noticed, and errors reported as `SERR#` is.
+const COMMAND_REPORTS: u16 = 1 << 6 | 1 << 8;
+/// Bus mastering, and the pin that is not used.
+const COMMAND_GUESTS: u16 = 1 << 2 | 1 << 10;
 const FUNCTION_LEVEL_RESET: u8 = 1 << 7;
 const MSIX_ENTRY: u64 = 16;
 
@@ -21,6 +24,8 @@ pub struct VfioFunction {
     device: Arc<dyn HostDevice>,
     platform: Arc<dyn Platform>,
     registers: Registers,
+    /// The bits of the command register that are as the host has set them.
+    command: u16,
     regions: Vec<Region>,
     interrupts: Mutex<Interrupts>,
 }
@@ -43,10 +48,13 @@ impl VfioFunction {
                 .map(|(_, _, range)| range)
                 .collect()
         };
+        let mut command = [0; 2];
+        device.read(CONFIG, COMMAND.into(), &mut command);
+        let command = u16::from_le_bytes(command) & COMMAND_REPORTS | COMMAND_MEMORY;
         // The registers answer, and can be mapped, from here on.
-        device.write(CONFIG, COMMAND.into(), &COMMAND_MEMORY.to_le_bytes());
+        device.write(CONFIG, COMMAND.into(), &command.to_le_bytes());
         device.reset();
-        device.write(CONFIG, COMMAND.into(), &COMMAND_MEMORY.to_le_bytes());
+        device.write(CONFIG, COMMAND.into(), &command.to_le_bytes());
         let bars = registers.power_on().bars();
         let regions = bars
             .filter(|(bar, ..)| *bar < crate::pci::config::ROM)
@@ -58,6 +66,7 @@ impl VfioFunction {
             device,
             platform,
             registers,
+            command,
             regions,
             interrupts: Mutex::new(interrupts),
         })
@@ -82,10 +91,34 @@ impl VfioFunction {
     }
 
     /// Memory decoding stays on, whatever the guest says: an access to a register that does not answer would end the process.
-    /// Whether the guest reaches the registers is a matter of our bus.
+    /// Whether the guest reaches the registers is a matter of our bus. Errors are reported to the host, which tells us.
     fn write_command(&self, command: u16) {
-        let command = command & !COMMAND_IO | COMMAND_MEMORY;
+        let command = command & COMMAND_GUESTS | self.command;
         self.device.write(CONFIG, COMMAND.into(), &command.to_le_bytes());
+    }
+
+    /// Writes to the device's own registers what of it is the guest's.
+    fn write_own(&self, at: u64, bytes: &mut [u8]) {
+        let hosts: Vec<u8> = (at..)
+            .zip(&*bytes)
+            .map(|(at, _)| self.registers.hosts_bits(at))
+            .collect();
+        let mut start = 0;
+        for run in hosts.chunk_by(|one, other| (*one == 0xff) == (*other == 0xff)) {
+            let (range, first) = (start..start + run.len(), at + start as u64);
+            start = range.end;
+            if run[0] == 0xff {
+                continue;
+            }
+            if run.iter().any(|bits| *bits != 0) {
+                let mut now = vec![0; run.len()];
+                self.device.read(CONFIG, first, &mut now);
+                for ((byte, now), hosts) in bytes[range.clone()].iter_mut().zip(now).zip(run) {
+                    *byte = *byte & !hosts | now & hosts;
+                }
+            }
+            self.device.write(CONFIG, first, &bytes[range]);
+        }
     }
 
     fn power_on(&self) {
@@ -148,7 +181,7 @@ impl Function for VfioFunction {
         let mut wants_reset = false;
         for part in self.registers.own_parts(offset, data.len()) {
             let at = u64::from(offset) + part.start as u64;
-            let mut bytes = data[part.clone()].to_vec();
+            let mut bytes = data[part].to_vec();
             let reset_at = self.registers.reset_byte.map(u64::from);
             if let Some(byte) = reset_at
                 .and_then(|reset| reset.checked_sub(at))
@@ -157,7 +190,7 @@ impl Function for VfioFunction {
                 wants_reset |= *byte & FUNCTION_LEVEL_RESET != 0;
                 *byte &= !FUNCTION_LEVEL_RESET;
             }
-            self.device.write(CONFIG, at, &bytes);
+            self.write_own(at, &mut bytes);
         }
         if wants_reset {
             self.power_on();

@@ -6,13 +6,15 @@
 //!
 //! | register | whose |
 //! |---|---|
-//! | command | the guest's is remembered; the device gets it with memory decoding always on |
+//! | command | the guest's is remembered; the device gets bus mastering and the pin from it. Memory decoding is always on |
+//! | | and whether the device reports errors is the host's, which acts on them |
 //! | status | the device's, but for the list of capabilities |
 //! | BARs, ROM | ours: the guest's addresses mean nothing to the device. I/O ports are not there |
 //! | power management | ours: the device stays in D0, from which every other state is left by a reset |
 //! | MSI, MSI-X | ours: the kernel programs the device |
-//! | PCI Express | the device's, as an endpoint of the root complex, which has no link |
-//! | vital product data, vendor's own, serial number, error reporting, … | the device's |
+//! | PCI Express | the device's, as an endpoint of the root complex, which has no link; what it reports is the host's |
+//! | error reporting | the device's to read, the host's to write |
+//! | vital product data, vendor's own, serial number, … | the device's |
 //! | SR-IOV, ARI, ATS, resizable BARs and what nobody knows | hidden |
 
 use std::ops::Range;
@@ -68,6 +70,8 @@ pub(super) struct Registers {
     power_on: ConfigSpace,
     /// One for each byte: the device's own.
     own: Box<[bool; SIZE]>,
+    /// The bits of the device's own that the guest reads and the host alone sets.
+    hosts: Box<[u8; SIZE]>,
     pub(super) msix: Option<MsixLayout>,
     pub(super) msi: Option<MsiLayout>,
     /// Offset of the byte of device control with the bit that resets the function.
@@ -103,6 +107,7 @@ impl Registers {
         let mut registers = Self {
             power_on: ConfigSpace::new(&identity),
             own: Box::new([false; SIZE]),
+            hosts: Box::new([0; SIZE]),
             msix: None,
             msi: None,
             reset_byte: None,
@@ -134,6 +139,12 @@ impl Registers {
             }
         }
         parts
+    }
+
+    /// The bits of a byte of the device's own that the guest cannot change.
+    pub(super) fn hosts_bits(&self, offset: u64) -> u8 {
+        let byte = usize::try_from(offset).ok().and_then(|at| self.hosts.get(at));
+        byte.copied().unwrap_or(0xff)
     }
 
     /// Puts our answer into what was read of the status register at `offset`.
@@ -286,6 +297,8 @@ impl Registers {
         /// The type of an endpoint that is a part of the root complex, in bits 7:4.
         const INTEGRATED: u8 = 0x90;
         const DEVICE_CONTROL: u16 = 8;
+        /// Correctable, non-fatal and fatal errors, and unsupported requests, are reported.
+        const REPORTS: u8 = 0b1111;
         let (at, body) = (capability.at, capability.body);
         let Some(flags) = body.get(2..4) else {
             return false;
@@ -298,6 +311,9 @@ impl Registers {
         }
         self.power_on
             .place(at + 2, &[flags[0] & 0x0f | INTEGRATED, flags[1]], &[0, 0]);
+        if let Some(hosts) = self.hosts.get_mut(usize::from(at + DEVICE_CONTROL)) {
+            *hosts = REPORTS;
+        }
         let can_reset = body.get(7).is_some_and(|high| high & 1 << 4 != 0);
         self.reset_byte = can_reset.then_some(at + DEVICE_CONTROL + 1);
         true
@@ -322,7 +338,11 @@ impl Registers {
             let ours = header(capability.id, capability.version, next);
             self.power_on.place(capability.at, &ours, &[0; 4]);
             let end = chain.iter().map(|c| c.at).filter(|at| *at > capability.at).min();
-            self.keep(capability.at + 4..end.unwrap_or(4096));
+            let body = capability.at + 4..end.unwrap_or(4096);
+            if capability.id == capabilities::ERRORS {
+                self.hosts[usize::from(body.start)..usize::from(body.end)].fill(0xff);
+            }
+            self.keep(body);
         }
     }
 }

@@ -50,8 +50,9 @@ impl Rig {
     }
 }
 
+/// The command register is written; the host has the device report errors.
 fn command(value: u8) -> Asked {
-    Asked::Write(7, 4, vec![value, 0])
+    Asked::Write(7, 4, vec![value, 1])
 }
 
 #[test]
@@ -119,9 +120,9 @@ fn the_guests_bus_master_bit_reaches_the_device_and_memory_decoding_stays_on() {
     rig.device.take();
     assert!(
         rig.write(4, &[0x06, 0x04])
-            .contains(&Asked::Write(7, 4, vec![0x06, 0x04]))
+            .contains(&Asked::Write(7, 4, vec![0x06, 0x05]))
     );
-    assert_eq!(rig.write(4, &[0]), [Asked::Write(7, 4, vec![0x02, 0x04])]);
+    assert_eq!(rig.write(4, &[0]), [Asked::Write(7, 4, vec![0x02, 0x05])]);
     assert_eq!(rig.read(4, 2), [0, 4], "the guest reads its own");
     // The upper half alone, and across the register's border.
     assert!(rig.write(5, &[0]).contains(&command(2)));
@@ -143,7 +144,7 @@ fn registers_of_any_width_go_to_their_owners_byte_by_byte() {
     // The last byte of the capability's flags is ours, the device capabilities are not, nor is device control.
     assert_eq!(
         rig.write(0xa3, &[1, 2, 3, 4, 5, 6]),
-        [Asked::Write(7, 0xa4, vec![2, 3, 4, 5, 6])]
+        [Asked::Write(7, 0xa4, vec![2, 3, 4, 5, 0])]
     );
     assert_eq!(rig.read(0xa2, 3), [0x92, 0, 2]);
     assert_eq!(rig.read(0xfff, 1), [0]);
@@ -152,6 +153,24 @@ fn registers_of_any_width_go_to_their_owners_byte_by_byte() {
         [1, 0, 1, 0],
         "error reporting is the last of its list"
     );
+}
+
+#[test]
+fn what_a_device_reports_is_for_the_host_to_say() {
+    let rig = Rig::new(igb());
+    rig.device.config.lock().unwrap()[0xa8] = 0x2b;
+    rig.device.take();
+    // Parity and SERR# in the command register.
+    assert_eq!(rig.write(4, &[0x46, 0]), [command(6)]);
+    // Device control, whose upper half is the guest's.
+    assert_eq!(
+        rig.write(0xa8, &[0x14, 0x20]),
+        [Asked::Write(7, 0xa8, vec![0x1b, 0x20])]
+    );
+    // Masks and severities of errors.
+    rig.device.config.lock().unwrap()[0x108] = 0x55;
+    assert_eq!(rig.write(0x108, &[0xff; 8]), []);
+    assert_eq!(rig.read(0x108, 1), [0x55]);
 }
 
 #[test]

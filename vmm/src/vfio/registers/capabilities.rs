@@ -15,6 +15,8 @@ pub(super) const VENDOR: u8 = 0x09;
 pub(super) const EXPRESS: u8 = 0x10;
 /// Message-signalled interrupts with a table.
 pub(super) const MSIX: u8 = 0x11;
+/// Advanced error reporting, among the extended ones.
+pub(super) const ERRORS: u16 = 0x0001;
 
 const LIST: usize = 0x34;
 const FIRST: u16 = 0x40;
@@ -79,7 +81,7 @@ impl Extended {
     /// Means nothing beyond the device itself: advanced error reporting, serial number, power budget, the vendor's own,
     /// hints for processing.
     pub(super) fn is_harmless(self) -> bool {
-        matches!(self.id, 0x01 | 0x03 | 0x04 | 0x0b | 0x17)
+        matches!(self.id, ERRORS | 0x03 | 0x04 | 0x0b | 0x17)
     }
 }
 
