@@ -7,7 +7,7 @@
 //! | `PUT /v1/vm/power-off` | stop at once |
 //! | `PUT /v1/vm/reset`, `pause`, `resume` | as they say |
 //! | `GET /v1/vm/devices` | the devices of the host that the guest has |
-//! | `PUT /v1/vm/devices/DEVICE` | give the guest a device |
+//! | `PUT /v1/vm/devices/DEVICE` | give the guest a device; `?with=DEVICE,…`: and others |
 //! | `DELETE /v1/vm/devices/DEVICE` | take it back when the guest has let go of it; `?force=true`: at once |
 //! | `GET /v1/openapi.json` | this, for programs |
 

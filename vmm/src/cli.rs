@@ -174,13 +174,13 @@ pub struct DeviceArgs {
 /// What to do with devices.
 #[derive(Debug, Clone, Subcommand)]
 pub enum DeviceAction {
-    /// Give the guest a device.
+    /// Give the guest devices: all of them, or none.
     Add {
-        /// Its PCI address, or its folder in sysfs.
-        #[arg(value_name = "ADDRESS|FOLDER")]
-        device: Source,
+        /// Its PCI address, or its folder in sysfs. Functions of one device that are given together share a slot.
+        #[arg(value_name = "ADDRESS|FOLDER", required = true)]
+        devices: Vec<Source>,
     },
-    /// Ask the guest to let go of a device, and wait until it has.
+    /// Ask the guest to let go of a device, and of what shares its slot, and wait until it has.
     Del {
         /// What `list` calls it.
         device: Source,

@@ -68,9 +68,13 @@ impl Client {
         self.request(Method::PUT, path).await.map(|_| ())
     }
 
-    /// Gives the guest a device of the host.
-    pub async fn add_device(&self, device: &Source) -> Result<(), ClientError> {
-        let path = format!("/v1/vm/devices/{}", device.name());
+    /// Gives the guest devices of the host: all of them, or none.
+    pub async fn add_devices(&self, devices: &[Source]) -> Result<(), ClientError> {
+        let names: Vec<String> = devices.iter().map(Source::name).collect();
+        let Some((first, others)) = names.split_first() else {
+            return Ok(());
+        };
+        let path = format!("/v1/vm/devices/{first}?with={}", others.join(","));
         self.request(Method::PUT, &path).await.map(|_| ())
     }
 
@@ -149,7 +153,7 @@ fn finish(work: impl Future<Output = Result<(), ClientError>>) -> ExitCode {
 async fn move_device(args: &DeviceArgs) -> Result<(), ClientError> {
     let client = Client::new(&args.api_socket);
     match &args.action {
-        DeviceAction::Add { device } => client.add_device(device).await,
+        DeviceAction::Add { devices } => client.add_devices(devices).await,
         DeviceAction::Del { device, force } => client.remove_device(&device.name(), *force).await,
         DeviceAction::List => {
             for device in client.info().await?.devices {

@@ -18,6 +18,7 @@ pub mod address;
 pub mod dma;
 mod function;
 pub mod host;
+mod hot_reset;
 mod interrupts;
 mod irqs;
 mod regions;

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod dma;
+mod faults;
 mod iommufd;
 mod rig;
 
@@ -46,8 +47,12 @@ fn e2e_vfio_devices_come_work_and_go() {
             ("taken back", |rig| the_host_takes_a_vf_back(rig)),
             ("drive", |rig| a_drive_is_written(rig)),
             ("interrupts", |rig| a_nic_interrupts_by_pin_and_by_message(rig)),
+            ("no answer", |rig| faults::a_device_that_is_gone_is_given_up(rig)),
             ("whole NIC", |rig| a_whole_nic_interrupts_every_cpu(rig)),
             ("pair", |rig| a_device_of_two_functions(rig)),
+            ("pulled out", |rig| {
+                faults::a_slot_is_emptied_while_its_nic_is_in_use(rig);
+            }),
             ("refusals", |rig| refusals(rig)),
             ("killed", |rig| a_killed_vmm_leaves_a_device_that_works(rig)),
         ],
@@ -199,9 +204,15 @@ fn a_device_of_two_functions(rig: &Rig<'_>) {
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(text.contains("group"), "{text}");
     rig.bind(PAIR[1]);
-    for function in PAIR {
-        rig.plug(function);
-    }
+    rig.guest("rmmod e1000e 2>/dev/null || true");
+    rig.plug_together(&PAIR);
+    let places = PAIR.map(|function| rig.place(function));
+    assert_eq!(
+        (places[0].strip_suffix(".0"), places[0].len()),
+        (places[1].strip_suffix(".1"), 12),
+        "{places:?}"
+    );
+    has_ports(rig, &places[1]);
     // A group has one map.
     for function in PAIR {
         dma::reaches_guest_memory_alone(rig, function, GUEST_MIB, VMM);
@@ -215,13 +226,22 @@ fn a_device_of_two_functions(rig: &Rig<'_>) {
          ip address replace 10.8.0.1/24 dev $1 && ! ping -c 3 -W 1 10.8.0.2 && \
          [ $(cat /sys/class/net/$2/statistics/rx_packets) -gt $before ]",
     );
-    for function in PAIR {
-        rig.unplug(function);
-    }
-    assert_eq!(rig.pinned(), 0);
+    // Who asks for one gets both.
+    rig.unplug(PAIR[1]);
+    assert_eq!((rig.pinned(), rig.devices().as_str()), (0, ""));
     for function in PAIR {
         dma::reaches_nothing(rig, function);
     }
+}
+
+/// A register of an 82574L says the same by memory and by its ports, an address and what is there. No driver has it yet.
+fn has_ports(rig: &Rig<'_>, place: &str) {
+    rig.guest_until(&format!(
+        "cd /sys/bus/pci/devices/{place}; set -- $(sed -n 1p resource); memory=$(devmem $(($1 + 8)) 8); \
+         set -- $(sed -n 3p resource); printf '\\010' | dd of=/dev/port bs=1 seek=$(($1)) conv=notrunc; \
+         ports=$(dd if=/dev/port bs=1 count=1 skip=$(($1 + 4)) | hexdump -v -e '/1 \"0x%02X\"'); \
+         echo $memory $ports; [ $memory = $ports ] && [ $memory != 0xFF ] && [ $memory != 0x00 ]"
+    ));
 }
 
 fn refusals(rig: &Rig<'_>) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use netyard_tests::bin;
 use netyard_tests::deadline::wait_for;
 use netyard_tests::lab::{Lab, Yard};
+use serde_json::Value;
 
 use crate::{GUEST, HOST, NIC, VF, VF_MAC};
 
@@ -60,7 +61,11 @@ impl<'a> Rig<'a> {
     }
 
     pub(crate) fn plug(&self, device: &str) {
-        bin::succeed(&mut self.device(&["add", device]));
+        self.plug_together(&[device]);
+    }
+
+    pub(crate) fn plug_together(&self, devices: &[&str]) {
+        bin::succeed(&mut self.device(&[&["add"], devices].concat()));
     }
 
     pub(crate) fn unplug(&self, device: &str) {
@@ -78,6 +83,30 @@ impl<'a> Rig<'a> {
                 .lab
                 .on_host(&["vmm", "ctl", "--api-socket", &self.api(), action]),
         )
+    }
+
+    /// What the API tells of a device.
+    fn told(&self, device: &str, what: &str) -> String {
+        let info: Value = serde_json::from_str(&self.ctl("info")).expect("JSON");
+        let devices = info["devices"].as_array().cloned().unwrap_or_default();
+        let found = devices.iter().find(|entry| entry["device"] == device);
+        let text = found.and_then(|entry| entry[what].as_str());
+        text.unwrap_or_else(|| panic!("no {device} in {info}")).to_owned()
+    }
+
+    pub(crate) fn state(&self, device: &str) -> String {
+        self.told(device, "state")
+    }
+
+    /// Its address in the guest.
+    pub(crate) fn place(&self, device: &str) -> String {
+        self.told(device, "guest_address")
+    }
+
+    pub(crate) fn state_becomes(&self, device: &str, state: &str) {
+        wait_for(&format!("{device} is {state}"), PATIENCE, || {
+            (self.state(device) == state).then_some(())
+        });
     }
 
     /// A reset of the guest, until it is up again.

@@ -15,10 +15,20 @@ type Answer = Result<StatusCode, (StatusCode, Json<Refusal>)>;
 
 /// How a device is taken back.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Removal {
     /// Without the guest's consent.
     #[serde(default)]
     force: bool,
+}
+
+/// What comes with a device.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Company {
+    /// More devices, with commas between. Functions of one device of the host share a slot in the guest when they come together.
+    #[serde(default)]
+    with: String,
 }
 
 /// The devices of the host that the guest has.
@@ -27,11 +37,11 @@ pub(super) async fn list(State(context): State<Arc<Context>>) -> Json<Vec<Device
     Json(context.passthrough.list())
 }
 
-/// Gives the guest a device.
+/// Gives the guest devices: all of them, or none.
 #[utoipa::path(
     put,
     path = "/v1/vm/devices/{device}",
-    params(("device" = String, Path, description = "PCI address on the host")),
+    params(("device" = String, Path, description = "PCI address on the host"), Company),
     responses(
         (status = 204),
         (status = 400, description = "no PCI address", body = Refusal),
@@ -39,16 +49,22 @@ pub(super) async fn list(State(context): State<Arc<Context>>) -> Json<Vec<Device
         (status = 500, body = Refusal)
     )
 )]
-pub(super) async fn add(State(context): State<Arc<Context>>, Path(device): Path<String>) -> Answer {
-    // A descriptor's number would be one of this process, which nobody has passed it.
-    match device.parse::<Source>() {
-        Ok(source) if source.folder().is_some() => work(&context, move |devices| devices.plug(&source)).await,
-        Ok(_) => Err(refused(
-            StatusCode::BAD_REQUEST,
-            "name the device by its address".to_owned(),
-        )),
-        Err(error) => Err(refused(StatusCode::BAD_REQUEST, error)),
-    }
+pub(super) async fn add(
+    State(context): State<Arc<Context>>,
+    Path(device): Path<String>,
+    Query(company): Query<Company>,
+) -> Answer {
+    let names = company.with.split(',').filter(|name| !name.is_empty());
+    let sources = std::iter::once(&*device).chain(names).map(|name| {
+        let source = name.parse::<Source>()?;
+        // A descriptor's number would be one of this process, which nobody has passed it.
+        let there = source.folder().is_some().then_some(source);
+        there.ok_or_else(|| "name the device by its address".to_owned())
+    });
+    let sources: Vec<Source> = sources
+        .collect::<Result<_, _>>()
+        .map_err(|error| refused(StatusCode::BAD_REQUEST, error))?;
+    work(&context, move |devices| devices.plug(&sources)).await
 }
 
 /// Takes a device back.

@@ -45,6 +45,9 @@ pub const SERIAL_PORT: u16 = 0x3f8;
 /// The serial port's interrupt line.
 pub const SERIAL_GSI: u32 = 4;
 
+/// I/O ports for BARs, above all that have fixed numbers on a PC.
+pub const PCI_PORTS: Range<u64> = 0x1000..0x1_0000;
+
 /// Where the four interrupt pins of PCI functions arrive: lines 16 to 19 of the I/O APIC.
 pub const PCI_PIN_GSI: u32 = 16;
 

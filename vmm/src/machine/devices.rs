@@ -58,7 +58,7 @@ pub struct Place<'a> {
     /// Guest memory.
     pub ram: &'a GuestRam,
     /// Ports.
-    pub pio: &'a Bus,
+    pub pio: &'a Arc<Bus>,
     /// Memory addresses.
     pub mmio: &'a Arc<Bus>,
     /// How the guest hears of functions that come and go.
@@ -92,8 +92,9 @@ impl Devices {
         let windows = Windows {
             mmio32: layout::PCI_MMIO32,
             mmio64,
+            ports: layout::PCI_PORTS,
         };
-        let root = Root::new(Arc::clone(place.mmio), windows);
+        let root = Root::new(Arc::clone(place.mmio), Arc::clone(place.pio), windows);
         let ecam = layout::ECAM_BASE..layout::ECAM_BASE + layout::ECAM_LEN;
         place.mmio.insert(ecam, Arc::new(Ecam::new(&root)))?;
         place.pio.insert(
@@ -141,9 +142,7 @@ impl Devices {
                 .collect();
             devices.add(Box::new(Console::new(console, &channels)?), place)?;
         }
-        for source in &config.devices {
-            devices.passthrough.add(source)?;
-        }
+        devices.passthrough.add(&config.devices)?;
         Ok(devices)
     }
 

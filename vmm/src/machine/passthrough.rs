@@ -22,6 +22,8 @@ use crate::vfio::host::HostDevice;
 use crate::vfio::watch::{Notice, Watch};
 use crate::vfio::{OpenError, Source, VfioFunction};
 
+mod slots;
+
 /// How long the guest may take to let go.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -81,7 +83,10 @@ pub struct DeviceInfo {
 #[derive(Debug)]
 struct Device {
     name: String,
+    /// Those of one slot come and go together.
     slot: u8,
+    /// Its number in the slot.
+    number: u8,
     state: DeviceState,
     /// Since when the host wants it back.
     wanted: Option<Instant>,
@@ -99,6 +104,17 @@ struct Inner {
     closing: Vec<String>,
     /// Slots whose device was taken away, which the guest has not noticed yet: what came into them would pass for the old one.
     stale: Vec<u8>,
+}
+
+impl Inner {
+    /// The guest is being asked for what is in `slot`.
+    fn leave(&mut self, slot: u8) {
+        for device in &mut self.devices {
+            if device.slot == slot && device.state == DeviceState::Working {
+                device.state = DeviceState::Leaving;
+            }
+        }
+    }
 }
 
 /// The devices of the host that a VM has.
@@ -129,43 +145,91 @@ impl Passthrough {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a device before a guest that runs, and tells it so.
-    pub fn plug(self: &Arc<Self>, source: &Source) -> Result<(), PassthroughError> {
-        let slot = self.add(source)?;
-        self.hot_plug.plugged(slot);
+    /// Puts devices before a guest that runs, and tells it so. On failure none is there.
+    pub fn plug(self: &Arc<Self>, sources: &[Source]) -> Result<(), PassthroughError> {
+        for slot in self.add(sources)? {
+            self.hot_plug.plugged(slot);
+        }
         Ok(())
     }
 
-    /// Puts a device into a slot, which is returned.
-    pub fn add(self: &Arc<Self>, source: &Source) -> Result<u8, PassthroughError> {
-        let name = source.name();
+    /// Puts devices into slots, which are returned: functions of one device into one. On failure none is there.
+    pub fn add(self: &Arc<Self>, sources: &[Source]) -> Result<Vec<u8>, PassthroughError> {
         let mut inner = self.lock();
-        if inner.devices.iter().any(|device| device.name == name) || inner.closing.contains(&name) {
-            return Err(PassthroughError::Twice(source.clone()));
+        let mut slots = Vec::new();
+        let mut devices = Vec::new();
+        let result = self.fill(&mut inner, sources, &mut slots, &mut devices);
+        if result.is_ok() {
+            inner.devices.append(&mut devices);
+        } else {
+            for slot in &slots {
+                // It was put there just now, and nobody else has had it.
+                let _ = self.root.remove(*slot);
+            }
         }
+        // What is left ends when nobody waits for the lock: a device may be saying something.
+        drop(inner);
+        result.map(|()| slots)
+    }
+
+    fn fill(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        sources: &[Source],
+        slots: &mut Vec<u8>,
+        devices: &mut Vec<Device>,
+    ) -> Result<(), PassthroughError> {
+        for mates in slots::share(sources, slots::is_virtual) {
+            let first = devices.len();
+            for &(number, source) in &mates {
+                let name = source.name();
+                let known = inner.devices.iter().chain(&*devices).map(|device| &device.name);
+                if known.chain(&inner.closing).any(|known| *known == name) {
+                    return Err(PassthroughError::Twice(source.clone()));
+                }
+                devices.push(self.open(inner, source, name, number)?);
+            }
+            let functions = devices[first..]
+                .iter()
+                .map(|device| (device.number, Arc::clone(&device.function) as Arc<dyn Function>));
+            let slot = self
+                .root
+                .add_hot_plug(functions.collect(), &inner.stale)
+                .map_err(|error| PassthroughError::Pci(mates[0].1.clone(), error))?;
+            slots.push(slot);
+            for device in &mut devices[first..] {
+                device.slot = slot;
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens a device, which has no slot yet.
+    fn open(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        source: &Source,
+        name: String,
+        number: u8,
+    ) -> Result<Device, PassthroughError> {
         let attached = inner.spaces.attach(source, &self.vm, &self.ram)?;
         let Some(device) = attached.device().map(Arc::clone) else {
             return Err(PassthroughError::Unknown(name));
         };
         let function = VfioFunction::new(Arc::clone(&device) as _, Arc::clone(&self.vm) as _)
             .map_err(|reason| OpenError::Unsupported(source.clone(), reason))?;
-        let function = Arc::new(function);
         let watch = Watch::start(&*device as &dyn HostDevice, self.listener(name.clone()))
             .map_err(|error| PassthroughError::Watch(source.clone(), error))?;
-        let slot = self
-            .root
-            .add_hot_plug(Arc::clone(&function) as Arc<dyn Function>, &inner.stale)
-            .map_err(|error| PassthroughError::Pci(source.clone(), error))?;
-        inner.devices.push(Device {
+        Ok(Device {
             name,
-            slot,
+            slot: 0,
+            number,
             state: DeviceState::Working,
             wanted: None,
-            function,
+            function: Arc::new(function),
             _watch: watch,
             _attached: attached,
-        });
-        Ok(slot)
+        })
     }
 
     fn listener(self: &Arc<Self>, name: String) -> impl Fn(Notice) + Send + 'static {
@@ -177,24 +241,19 @@ impl Passthrough {
         }
     }
 
-    /// Takes a device from the guest, when the guest has let go of it or by force. When this returns well, the host has it.
+    /// Takes a device from the guest, and what shares its slot, when the guest has let go of it or by force. When this returns
+    /// well, the host has it.
     pub fn remove(&self, name: &str, force: bool) -> Result<(), PassthroughError> {
         let unknown = || PassthroughError::Unknown(name.to_owned());
         let mut inner = self.lock();
-        let device = inner
-            .devices
-            .iter_mut()
-            .find(|device| device.name == name)
-            .ok_or_else(unknown)?;
-        let slot = device.slot;
+        let device = inner.devices.iter().find(|device| device.name == name);
+        let slot = device.ok_or_else(unknown)?.slot;
         if force {
             drop(inner);
             self.take_away(slot);
             return Ok(());
         }
-        if device.state == DeviceState::Working {
-            device.state = DeviceState::Leaving;
-        }
+        inner.leave(slot);
         self.hot_plug.ask_for(slot);
         let there = |inner: &mut Inner| {
             let closing = inner.closing.iter().any(|closing| closing == name);
@@ -258,7 +317,7 @@ impl Passthrough {
         }
         let info = |device: &Device| DeviceInfo {
             device: device.name.clone(),
-            guest_address: format!("0000:00:{:02x}.0", device.slot),
+            guest_address: format!("0000:00:{:02x}.{}", device.slot, device.number),
             state: device.state,
             wanted: device.wanted.is_some(),
         };
@@ -296,9 +355,7 @@ impl Passthrough {
                         name,
                         "the host wants the device back; the guest is asked to let go of it"
                     );
-                    if device.state == DeviceState::Working {
-                        device.state = DeviceState::Leaving;
-                    }
+                    inner.leave(slot);
                     drop(inner);
                     self.hot_plug.ask_for(slot);
                 } else {
@@ -319,19 +376,25 @@ impl Passthrough {
 
     fn take_out(&self, slot: u8) {
         let mut inner = self.lock();
-        let Some(at) = inner.devices.iter().position(|device| device.slot == slot) else {
+        let (taken, kept) = inner
+            .devices
+            .drain(..)
+            .partition::<Vec<_>, _>(|device| device.slot == slot);
+        inner.devices = kept;
+        if taken.is_empty() {
             return;
-        };
-        let device = inner.devices.remove(at);
-        inner.closing.push(device.name.clone());
+        }
+        let names: Vec<String> = taken.iter().map(|device| device.name.clone()).collect();
+        inner.closing.extend_from_slice(&names);
         drop(inner);
-        device.function.quiesce();
+        for device in &taken {
+            device.function.quiesce();
+        }
         if let Err(error) = self.root.remove(slot) {
             tracing::error!(slot, %error, "a device that is taken out was not on the bus");
         }
-        let name = device.name.clone();
-        drop(device);
-        self.lock().closing.retain(|closing| *closing != name);
+        drop(taken);
+        self.lock().closing.retain(|closing| !names.contains(closing));
         self.gone.notify_all();
     }
 }

@@ -32,6 +32,8 @@ pub enum BarKind {
     Memory32,
     /// Memory anywhere; takes two registers.
     Memory64,
+    /// I/O ports.
+    Ports,
     /// The expansion ROM: memory below 4 GiB, with an enable bit of its own. Its number is [`ROM`].
     Rom,
 }
@@ -39,7 +41,7 @@ pub enum BarKind {
 impl BarKind {
     fn width(self) -> u16 {
         match self {
-            Self::Memory32 | Self::Rom => 4,
+            Self::Memory32 | Self::Ports | Self::Rom => 4,
             Self::Memory64 => 8,
         }
     }
@@ -48,7 +50,24 @@ impl BarKind {
     fn address_bits(self) -> u32 {
         match self {
             Self::Memory32 | Self::Memory64 => !0xf,
+            Self::Ports => !0b11,
             Self::Rom => !0x7ff,
+        }
+    }
+
+    /// The bit of the command register that has it answer.
+    fn decoding(self) -> u16 {
+        match self {
+            Self::Ports => COMMAND_PORTS,
+            _ => COMMAND_MEMORY,
+        }
+    }
+
+    /// The smallest range that there can be. What is memory has whole pages, so that a page is one function's.
+    fn smallest(self) -> u64 {
+        match self {
+            Self::Ports => 4,
+            _ => 4096,
         }
     }
 }
@@ -61,6 +80,8 @@ pub const ROM: u8 = 6;
 pub struct BarMove {
     /// Number of the BAR.
     pub bar: u8,
+    /// What it is.
+    pub kind: BarKind,
     /// Length of its range.
     pub size: u64,
     /// Where it answers now.
@@ -104,11 +125,13 @@ const CAPABILITIES: u16 = 0x34;
 const INTERRUPT_LINE: u16 = 0x3c;
 const FIRST_CAPABILITY: usize = 0x40;
 
+/// Ports answer.
+const COMMAND_PORTS: u16 = 1;
 /// Memory decoding is on.
 const COMMAND_MEMORY: u16 = 1 << 1;
 /// The function may start transactions of its own.
 const COMMAND_BUS_MASTER: u16 = 1 << 2;
-/// Memory decoding, bus master, parity and SERR reporting, `INTx` disable.
+/// What software may change even without ports: memory decoding, bus master, parity and SERR reporting, `INTx` disable.
 const COMMAND_WRITABLE: u16 = COMMAND_MEMORY | COMMAND_BUS_MASTER | 1 << 6 | 1 << 8 | 1 << 10;
 const STATUS_CAPABILITIES: u16 = 1 << 4;
 
@@ -148,10 +171,10 @@ impl ConfigSpace {
         space
     }
 
-    /// Adds a BAR of `size` bytes, a power of two of at least 4096.
+    /// Adds a BAR of `size` bytes, a power of two of at least 4096, or 4 where it is ports.
     pub fn add_bar(&mut self, index: u8, kind: BarKind, size: u64) {
         assert!(
-            size.is_power_of_two() && size >= 4096,
+            size.is_power_of_two() && size >= kind.smallest(),
             "BAR sizes are powers of two"
         );
         let bar = Bar {
@@ -169,7 +192,14 @@ impl ConfigSpace {
         if kind == BarKind::Rom {
             mask[0] |= ROM_ENABLE;
         }
-        let flags: u8 = if kind == BarKind::Memory64 { 0b100 } else { 0 };
+        let flags: u8 = match kind {
+            BarKind::Memory64 => 0b100,
+            BarKind::Ports => 1,
+            BarKind::Memory32 | BarKind::Rom => 0,
+        };
+        if kind == BarKind::Ports {
+            self.writable[usize::from(COMMAND)] |= COMMAND_PORTS.to_le_bytes()[0];
+        }
         self.set(registers.start, &[flags]);
         self.allow(registers.start, &mask[..usize::from(kind.width())]);
         self.bars.push(bar);
@@ -248,6 +278,7 @@ impl ConfigSpace {
     pub fn unmap_moves(&self) -> Vec<BarMove> {
         let away = |b: &Bar| BarMove {
             bar: b.index,
+            kind: b.kind,
             size: b.size,
             from: b.mapped,
             to: None,
@@ -292,14 +323,14 @@ impl ConfigSpace {
         }
     }
 
-    /// Switches memory decoding on, and returns what that asks of the bus.
-    pub fn enable_memory(&mut self) -> Vec<BarMove> {
-        self.write(COMMAND, &COMMAND_MEMORY.to_le_bytes())
+    /// Has all BARs answer, and returns what that asks of the bus.
+    pub fn enable_bars(&mut self) -> Vec<BarMove> {
+        self.write(COMMAND, &(COMMAND_MEMORY | COMMAND_PORTS).to_le_bytes())
     }
 
     fn wanted_move(&self, bar: &Bar, partial: bool) -> Option<BarMove> {
         let enabled = bar.kind != BarKind::Rom || self.bytes[usize::from(ROM_REGISTER)] & ROM_ENABLE != 0;
-        let to = if self.command() & COMMAND_MEMORY == 0 || !enabled {
+        let to = if self.command() & bar.kind.decoding() == 0 || !enabled {
             None
         } else if self.is_probe(bar, partial) {
             // Software is finding out the size; it will write an address when it knows.
@@ -309,6 +340,7 @@ impl ConfigSpace {
         };
         (to != bar.mapped).then_some(BarMove {
             bar: bar.index,
+            kind: bar.kind,
             size: bar.size,
             from: bar.mapped,
             to,
@@ -321,7 +353,7 @@ impl ConfigSpace {
         let low = u32::from_le_bytes(self.get(bar.registers().start)) & bar.kind.address_bits();
         let low_mask = !u32::try_from(bar.size - 1).unwrap_or(u32::MAX);
         match bar.kind {
-            BarKind::Memory32 | BarKind::Rom => low == low_mask,
+            BarKind::Memory32 | BarKind::Ports | BarKind::Rom => low == low_mask,
             BarKind::Memory64 => {
                 let high = u32::from_le_bytes(self.get(bar.registers().start + 4));
                 high == u32::MAX || partial && low == low_mask
@@ -332,7 +364,7 @@ impl ConfigSpace {
     fn address(&self, bar: &Bar) -> u64 {
         let start = bar.registers().start;
         match bar.kind {
-            BarKind::Memory32 | BarKind::Rom => {
+            BarKind::Memory32 | BarKind::Ports | BarKind::Rom => {
                 u64::from(u32::from_le_bytes(self.get(start)) & bar.kind.address_bits())
             }
             BarKind::Memory64 => u64::from_le_bytes(self.get(start)) & !0xf,

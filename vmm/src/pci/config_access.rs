@@ -14,8 +14,7 @@ pub const PORTS_BASE: u64 = 0xcf8;
 pub const PORTS_LEN: u64 = 8;
 
 const FUNCTION_LEN: u64 = 4096;
-const SLOT_LEN: u64 = 8 * FUNCTION_LEN;
-const BUS_LEN: u64 = 32 * SLOT_LEN;
+const BUS_LEN: u64 = 256 * FUNCTION_LEN;
 
 /// Memory-mapped configuration space: 4 KiB for each function, 1 MiB for each bus.
 ///
@@ -30,12 +29,11 @@ impl Ecam {
     }
 }
 
-/// Slot and register at `offset`, if a function can be there: on bus 0, function 0 of a slot.
+/// Function and register at `offset`, if a function can be there: on bus 0.
 fn locate(offset: u64) -> Option<(usize, u16)> {
     let register = u16::try_from(offset % FUNCTION_LEN).ok()?;
-    let function = offset % SLOT_LEN / FUNCTION_LEN;
-    let slot = usize::try_from(offset / SLOT_LEN).ok()?;
-    (offset < BUS_LEN && function == 0).then_some((slot, register))
+    let function = usize::try_from(offset / FUNCTION_LEN).ok()?;
+    (offset < BUS_LEN).then_some((function, register))
 }
 
 /// How many of `len` bytes belong to the function at `offset`.
@@ -47,15 +45,15 @@ impl BusDevice for Ecam {
     fn read(&self, _base: u64, offset: u64, data: &mut [u8]) {
         data.fill(0xff);
         let len = clip(offset, data.len());
-        if let (Some((slot, register)), Some(root)) = (locate(offset), self.0.upgrade()) {
-            root.read_config(slot, register, &mut data[..len]);
+        if let (Some((function, register)), Some(root)) = (locate(offset), self.0.upgrade()) {
+            root.read_config(function, register, &mut data[..len]);
         }
     }
 
     fn write(&self, _base: u64, offset: u64, data: &[u8]) {
         let len = clip(offset, data.len());
-        if let (Some((slot, register)), Some(root)) = (locate(offset), self.0.upgrade()) {
-            root.write_config(slot, register, &data[..len]);
+        if let (Some((function, register)), Some(root)) = (locate(offset), self.0.upgrade()) {
+            root.write_config(function, register, &data[..len]);
         }
     }
 }
@@ -86,14 +84,13 @@ impl ConfigPorts {
         let address = *self.address.lock().unwrap_or_else(PoisonError::into_inner);
         let in_data = offset.checked_sub(DATA).filter(|at| *at < 4)?;
         let bus = address >> 16 & 0xff;
-        let function = address >> 8 & 7;
-        if address & ENABLE == 0 || bus != 0 || function != 0 {
+        if address & ENABLE == 0 || bus != 0 {
             return None;
         }
-        let slot = usize::try_from(address >> 11 & 31).ok()?;
+        let function = usize::try_from(address >> 8 & 0xff).ok()?;
         let register = u16::try_from(u64::from(address & 0xfc) + in_data).ok()?;
         let room = usize::try_from(4 - in_data).ok()?;
-        Some((slot, register, len.min(room)))
+        Some((function, register, len.min(room)))
     }
 }
 
@@ -108,10 +105,10 @@ impl BusDevice for ConfigPorts {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .to_le_bytes();
-        } else if let Some((slot, register, len)) = self.select(offset, data.len())
+        } else if let Some((function, register, len)) = self.select(offset, data.len())
             && let Some(root) = self.root.upgrade()
         {
-            root.read_config(slot, register, &mut data[..len]);
+            root.read_config(function, register, &mut data[..len]);
         }
     }
 
@@ -120,10 +117,10 @@ impl BusDevice for ConfigPorts {
             && let Ok(&data) = <&[u8; 4]>::try_from(data)
         {
             *self.address.lock().unwrap_or_else(PoisonError::into_inner) = u32::from_le_bytes(data);
-        } else if let Some((slot, register, len)) = self.select(offset, data.len())
+        } else if let Some((function, register, len)) = self.select(offset, data.len())
             && let Some(root) = self.root.upgrade()
         {
-            root.write_config(slot, register, &data[..len]);
+            root.write_config(function, register, &data[..len]);
         }
     }
 }

@@ -19,6 +19,29 @@ pub struct Bdf {
     function: u8,
 }
 
+impl Bdf {
+    /// From how the kernel has it: device and function are one number.
+    pub(super) fn of(domain: u32, bus: u8, function: u8) -> Self {
+        Self {
+            domain,
+            bus,
+            device: function >> 3,
+            function: function & 7,
+        }
+    }
+
+    /// The number of the function in its device.
+    pub fn function(self) -> u8 {
+        self.function
+    }
+
+    /// The first function of the same device.
+    #[must_use]
+    pub fn first(self) -> Self {
+        Self { function: 0, ..self }
+    }
+}
+
 impl fmt::Display for Bdf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
@@ -81,6 +104,15 @@ impl Source {
         match self {
             Self::Address(bdf) => Some(Path::new("/sys/bus/pci/devices").join(bdf.to_string())),
             Self::Folder(path) => Some(path.clone()),
+            Self::Descriptor(_) => None,
+        }
+    }
+
+    /// Its address, unless it came as a descriptor.
+    pub fn address(&self) -> Option<Bdf> {
+        match self {
+            Self::Address(bdf) => Some(*bdf),
+            Self::Folder(path) => path.file_name()?.to_str()?.parse().ok(),
             Self::Descriptor(_) => None,
         }
     }

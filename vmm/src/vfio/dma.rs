@@ -16,7 +16,7 @@ use kvm_bindings::{kvm_create_device, kvm_device_type_KVM_DEV_TYPE_VFIO};
 use rustix::process::{Resource, getrlimit};
 use vfio_ioctls::{VfioContainer, VfioDevice, VfioDeviceFd, VfioError, VfioIommufd, VfioOps};
 
-use super::host::Physical;
+use super::host::{Peers, Physical};
 use super::{OpenError, Source};
 use crate::hv::{Vm, doing};
 use crate::memory::{GuestRam, MemoryObserver, RamRegion};
@@ -100,6 +100,7 @@ impl Drop for Attached {
 #[derive(Default)]
 pub struct DmaSpaces {
     spaces: Vec<Weak<DmaSpace>>,
+    peers: Peers,
     /// KVM's view of the devices. There can be one in the life of a VM.
     tracking: Option<Arc<VfioDeviceFd>>,
 }
@@ -129,7 +130,7 @@ impl DmaSpaces {
             self.spaces.push(Arc::downgrade(&space));
             space
         };
-        space.attach(source)
+        space.attach(source, &self.peers)
     }
 
     fn tracking(&mut self, source: &Source, vm: &Vm) -> Result<Arc<VfioDeviceFd>, OpenError> {
@@ -217,7 +218,7 @@ impl DmaSpace {
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn attach(self: &Arc<Self>, source: &Source) -> Result<Attached, OpenError> {
+    fn attach(self: &Arc<Self>, source: &Source, peers: &Peers) -> Result<Attached, OpenError> {
         let device = self.open(source)?;
         let mut users = self.users();
         if *users == 0 {
@@ -227,7 +228,7 @@ impl DmaSpace {
         }
         *users += 1;
         Ok(Attached {
-            device: Some(Physical::new(device)),
+            device: Some(Physical::new(device, source.address(), peers)),
             space: Arc::clone(self),
         })
     }

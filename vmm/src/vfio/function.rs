@@ -4,13 +4,15 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::host::{CONFIG, HostDevice};
+use super::hot_reset::ResetError;
 use super::interrupts::Interrupts;
 use super::regions::Region;
 use super::registers::{COMMAND, MsixLayout, Registers, STATUS};
 use crate::hv::HvError;
-use crate::pci::{BarMove, ConfigSpace, Function, Platform};
+use crate::pci::{BarKind, BarMove, ConfigSpace, Function, Platform};
 
 const COMMAND_MEMORY: u16 = 1 << 1;
+const COMMAND_PORTS: u16 = 1;
 /// Parity errors are noticed, and errors reported as `SERR#` is.
 const COMMAND_REPORTS: u16 = 1 << 6 | 1 << 8;
 /// Bus mastering, and the pin that is not used.
@@ -50,14 +52,17 @@ impl VfioFunction {
         };
         let mut command = [0; 2];
         device.read(CONFIG, COMMAND.into(), &mut command);
-        let command = u16::from_le_bytes(command) & COMMAND_REPORTS | COMMAND_MEMORY;
+        let mut command = u16::from_le_bytes(command) & COMMAND_REPORTS | COMMAND_MEMORY;
+        if registers.power_on().bars().any(|bar| bar.1 == BarKind::Ports) {
+            command |= COMMAND_PORTS;
+        }
         // The registers answer, and can be mapped, from here on.
         device.write(CONFIG, COMMAND.into(), &command.to_le_bytes());
-        device.reset();
+        reset(&*device);
         device.write(CONFIG, COMMAND.into(), &command.to_le_bytes());
         let bars = registers.power_on().bars();
         let regions = bars
-            .filter(|(bar, ..)| *bar < crate::pci::config::ROM)
+            .filter(|(_, kind, _)| matches!(kind, BarKind::Memory32 | BarKind::Memory64))
             .map(|(bar, ..)| Region::new(&*device, bar, &trapped(bar)))
             .collect();
         let mut interrupts = Interrupts::new(Arc::clone(&device), Arc::clone(&platform), &registers);
@@ -90,7 +95,7 @@ impl VfioFunction {
         self.interrupts().take_down();
     }
 
-    /// Memory decoding stays on, whatever the guest says: an access to a register that does not answer would end the process.
+    /// Decoding stays on, whatever the guest says: an access to a register that does not answer would end the process.
     /// Whether the guest reaches the registers is a matter of our bus. Errors are reported to the host, which tells us.
     fn write_command(&self, command: u16) {
         let command = command & COMMAND_GUESTS | self.command;
@@ -125,7 +130,7 @@ impl VfioFunction {
         // In this order: nothing reaches guest memory any more before interrupts are taken down.
         self.write_command(0);
         self.interrupts().take_down();
-        self.device.reset();
+        reset(&*self.device);
         self.write_command(0);
         self.interrupts().reset(self.registers.power_on());
     }
@@ -148,6 +153,15 @@ impl VfioFunction {
             }
         }
         cut
+    }
+}
+
+fn reset(device: &dyn HostDevice) {
+    match device.reset() {
+        Ok(()) => {}
+        // The last of them that is reset resets all.
+        Err(error @ ResetError::InUse(_)) => tracing::debug!(%error, "a device is stopped, not reset"),
+        Err(error) => tracing::warn!(%error, "a device is stopped, not reset"),
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_INFO_NORESIZE, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_INTX_IRQ_INDEX,
@@ -13,7 +13,10 @@ use vfio_bindings::bindings::vfio::{
 use vfio_ioctls::{VfioDevice, VfioRegionInfoCap};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::Bdf;
+use super::hot_reset::{self, ResetError};
 use super::irqs::{self, Use};
+use super::registers::COMMAND;
 use crate::hv::device_memory::DeviceMemory;
 
 /// Number of the region that is configuration space. Those below are the BARs, and the ROM.
@@ -68,13 +71,39 @@ pub trait HostDevice: fmt::Debug + Send + Sync {
     fn set_unmask(&self, event: &EventFd) -> io::Result<()>;
     /// No interrupt of this kind is delivered any more.
     fn disable(&self, irq: Irq) -> io::Result<()>;
-    /// Resets it, where it can be.
-    fn reset(&self);
+    /// Resets it: alone, or together with all that is on its bus.
+    fn reset(&self) -> Result<(), ResetError>;
+}
+
+/// The devices of a VM that are open.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Peers(Arc<Mutex<Vec<Weak<Physical>>>>);
+
+impl Peers {
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Physical>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, device: &Arc<Physical>) {
+        let mut devices = self.lock();
+        devices.retain(|device| device.strong_count() > 0);
+        devices.push(Arc::downgrade(device));
+    }
+
+    /// True if the guest's driver uses the device at this address.
+    fn is_used(&self, address: Bdf) -> bool {
+        let devices: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
+        devices
+            .iter()
+            .any(|device| device.address == Some(address) && device.is_bus_master())
+    }
 }
 
 /// A device that VFIO has opened.
 pub struct Physical {
     device: VfioDevice,
+    address: Option<Bdf>,
+    peers: Peers,
 }
 
 impl fmt::Debug for Physical {
@@ -86,8 +115,22 @@ impl fmt::Debug for Physical {
 }
 
 impl Physical {
-    pub(super) fn new(device: VfioDevice) -> Arc<Self> {
-        Arc::new(Self { device })
+    /// The device at `address`, if that is known, one of `peers` from now on.
+    pub(super) fn new(device: VfioDevice, address: Option<Bdf>, peers: &Peers) -> Arc<Self> {
+        let device = Arc::new(Self {
+            device,
+            address,
+            peers: peers.clone(),
+        });
+        peers.add(&device);
+        device
+    }
+
+    fn is_bus_master(&self) -> bool {
+        const BUS_MASTER: u8 = 1 << 2;
+        let mut command = [0; 2];
+        self.read(CONFIG, COMMAND.into(), &mut command);
+        command[0] & BUS_MASTER != 0
     }
 
     fn file(&self) -> BorrowedFd<'_> {
@@ -154,7 +197,7 @@ impl HostDevice for Physical {
         self.device.disable_irq(irq.index()).map_err(io::Error::other)
     }
 
-    fn reset(&self) {
-        self.device.reset();
+    fn reset(&self) -> Result<(), ResetError> {
+        hot_reset::reset(&self.device, |address| self.peers.is_used(address))
     }
 }

@@ -6,10 +6,10 @@
 //!
 //! | register | whose |
 //! |---|---|
-//! | command | the guest's is remembered; the device gets bus mastering and the pin from it. Memory decoding is always on |
+//! | command | the guest's is remembered; the device gets bus mastering and the pin from it. Decoding is always on, |
 //! | | and whether the device reports errors is the host's, which acts on them |
 //! | status | the device's, but for the list of capabilities |
-//! | BARs, ROM | ours: the guest's addresses mean nothing to the device. I/O ports are not there |
+//! | BARs, ROM | ours: the guest's addresses mean nothing to the device |
 //! | power management | ours: the device stays in D0, from which every other state is left by a reset |
 //! | MSI, MSI-X | ours: the kernel programs the device |
 //! | PCI Express | the device's, as an endpoint of the root complex, which has no link; what it reports is the host's |
@@ -171,27 +171,28 @@ impl Registers {
     fn add_bars(&mut self, device: &dyn HostDevice, bytes: &[u8; SIZE]) -> Result<(), String> {
         const IO: u8 = 1;
         const WIDE: u8 = 0b100;
-        let shape = |size: u64| {
+        let shape = |size: u64, smallest: u64| {
             size.checked_next_power_of_two()
-                .map(|size| size.max(PAGE))
+                .map(|size| size.max(smallest))
                 .ok_or_else(|| format!("a BAR of {size:#x} bytes fits nowhere"))
         };
         let mut index = 0;
         while index < ROM {
             let flags = bytes[usize::from(BAR0) + 4 * usize::from(index)];
-            let (kind, registers) = match flags & 0b110 {
-                WIDE if flags & IO == 0 && index < ROM - 1 => (BarKind::Memory64, 2),
-                _ => (BarKind::Memory32, 1),
+            let (kind, registers, smallest) = match flags & 0b110 {
+                _ if flags & IO != 0 => (BarKind::Ports, 1, 4),
+                WIDE if index < ROM - 1 => (BarKind::Memory64, 2, PAGE),
+                _ => (BarKind::Memory32, 1, PAGE),
             };
             let size = device.region_size(index.into());
-            if size > 0 && flags & IO == 0 {
-                self.power_on.add_bar(index, kind, shape(size)?);
+            if size > 0 {
+                self.power_on.add_bar(index, kind, shape(size, smallest)?);
             }
             index += registers;
         }
         let rom = device.region_size(ROM.into());
         if rom > 0 {
-            self.power_on.add_bar(ROM, BarKind::Rom, shape(rom)?);
+            self.power_on.add_bar(ROM, BarKind::Rom, shape(rom, PAGE)?);
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::host::{CONFIG, HostDevice, Irq};
+use super::hot_reset::ResetError;
 use crate::hv::device_memory::DeviceMemory;
 
 /// What was asked for, in order.
@@ -178,7 +179,8 @@ impl HostDevice for FakeDevice {
         Ok(())
     }
 
-    fn reset(&self) {
+    fn reset(&self) -> Result<(), ResetError> {
         self.note(Asked::Reset);
+        Ok(())
     }
 }

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use super::VfioFunction;
 use super::testing::{Asked, FakeDevice, igb};
 use crate::bus::Bus;
+use crate::pci::root::number;
 use crate::pci::testing::{Call, FakePlatform};
 use crate::pci::{Function, Root, Windows};
 
@@ -13,7 +14,8 @@ struct Rig {
     platform: Arc<FakePlatform>,
     mmio: Arc<Bus>,
     root: Arc<Root>,
-    slot: usize,
+    pio: Arc<Bus>,
+    number: usize,
 }
 
 impl Rig {
@@ -23,42 +25,45 @@ impl Rig {
         let windows = Windows {
             mmio32: BASE..BASE + 0x2000_0000,
             mmio64: 0x40_0000_0000..0x50_0000_0000,
+            ports: 0x1000..0x2000,
         };
-        let root = Root::new(Arc::clone(&mmio), windows);
+        let pio = Arc::new(Bus::new());
+        let root = Root::new(Arc::clone(&mmio), Arc::clone(&pio), windows);
         let function = VfioFunction::new(Arc::clone(&device) as _, Arc::clone(&platform) as _).unwrap();
         let slot = root
-            .add_hot_plug(Arc::new(function) as Arc<dyn Function>, &[])
+            .add_hot_plug(vec![(0, Arc::new(function) as Arc<dyn Function>)], &[])
             .unwrap();
         Self {
             device,
             platform,
             mmio,
+            pio,
             root,
-            slot: slot.into(),
+            number: number(slot, 0),
         }
     }
 
     fn read(&self, at: u16, len: usize) -> Vec<u8> {
         let mut data = vec![0; len];
-        self.root.read_config(self.slot, at, &mut data);
+        self.root.read_config(self.number, at, &mut data);
         data
     }
 
     fn write(&self, at: u16, data: &[u8]) -> Vec<Asked> {
-        self.root.write_config(self.slot, at, data);
+        self.root.write_config(self.number, at, data);
         self.device.take()
     }
 }
 
-/// The command register is written; the host has the device report errors.
+/// The command register is written with ports on; the host has the device report errors.
 fn command(value: u8) -> Asked {
-    Asked::Write(7, 4, vec![value, 1])
+    Asked::Write(7, 4, vec![value | 1, 1])
 }
 
 #[test]
 fn bars_are_mapped_into_the_guest_but_for_the_msix_pages() {
     let rig = Rig::new(igb());
-    assert_eq!(rig.slot, 16);
+    assert_eq!(rig.number, number(16, 0));
     let maps: Vec<_> = rig
         .platform
         .take()
@@ -96,6 +101,21 @@ fn bars_are_mapped_into_the_guest_but_for_the_msix_pages() {
 }
 
 #[test]
+fn ports_are_passed_on() {
+    let rig = Rig::new(igb());
+    assert_eq!(rig.read(0x18, 4), [1, 0x10, 0, 0]);
+    rig.device.take();
+    rig.pio.write(0x1004, &[1, 2, 3, 4]);
+    assert_eq!(rig.device.take(), [Asked::Write(2, 4, vec![1, 2, 3, 4])]);
+    let mut data = [0; 4];
+    assert!(rig.pio.read(0x101c, &mut data) && data == [0xff; 4]);
+    assert!(!rig.pio.read(0x1020, &mut data));
+    // The guest's bit has ours answer or not, and the device's stays on.
+    assert_eq!(rig.write(4, &[2]), [command(3)]);
+    assert!(!rig.pio.read(0x1004, &mut data));
+}
+
+#[test]
 fn a_bar_that_moves_takes_its_memory_along() {
     let rig = Rig::new(igb());
     rig.platform.take();
@@ -120,9 +140,9 @@ fn the_guests_bus_master_bit_reaches_the_device_and_memory_decoding_stays_on() {
     rig.device.take();
     assert!(
         rig.write(4, &[0x06, 0x04])
-            .contains(&Asked::Write(7, 4, vec![0x06, 0x05]))
+            .contains(&Asked::Write(7, 4, vec![0x07, 0x05]))
     );
-    assert_eq!(rig.write(4, &[0]), [Asked::Write(7, 4, vec![0x02, 0x05])]);
+    assert_eq!(rig.write(4, &[0]), [Asked::Write(7, 4, vec![0x03, 0x05])]);
     assert_eq!(rig.read(4, 2), [0, 4], "the guest reads its own");
     // The upper half alone, and across the register's border.
     assert!(rig.write(5, &[0]).contains(&command(2)));
@@ -197,7 +217,7 @@ fn a_reset_of_the_machine_stops_the_device_first() {
     let asked = rig.device.take();
     let reset = asked.iter().position(|asked| *asked == Asked::Reset).unwrap();
     assert!(asked[..reset].contains(&command(2)), "{asked:?}");
-    assert_eq!(rig.read(4, 1), [2], "BARs are where they were at power-on");
+    assert_eq!(rig.read(4, 1), [3], "BARs are where they were at power-on");
     let removed = rig.root.remove(16);
     assert!(removed.is_ok() && rig.device.take().contains(&Asked::Reset));
     assert_eq!(rig.read(0, 2), [0xff, 0xff]);
@@ -219,7 +239,7 @@ fn a_slot_that_the_guest_has_not_let_go_is_left_out() {
     rig.root.remove(16).unwrap();
     let another = || {
         let function = VfioFunction::new(Arc::new(igb()) as _, Arc::clone(&rig.platform) as _).unwrap();
-        Arc::new(function) as Arc<dyn Function>
+        vec![(0, Arc::new(function) as Arc<dyn Function>)]
     };
     assert_eq!(rig.root.add_hot_plug(another(), &[16, 18]).unwrap(), 17);
     assert_eq!(rig.root.add_hot_plug(another(), &[]).unwrap(), 16);

@@ -58,6 +58,12 @@ fn pci(board: &Board) -> Vec<u8> {
 
     let buses = AddressSpace::new_bus_number(0u16, u16::from(layout::ECAM_BUSES) - 1);
     let config_ports = IO::new(0xcf8, 0xcf8, 1, 8);
+    let port = |port: u64| u16::try_from(port).expect("ports have 16 bits");
+    let ports = AddressSpace::new_io(
+        port(layout::PCI_PORTS.start),
+        port(layout::PCI_PORTS.end - 1),
+        None,
+    );
     let low = u32::try_from(layout::PCI_MMIO32.start).expect("below 4 GiB");
     let low_end = u32::try_from(layout::PCI_MMIO32.end - 1).expect("below 4 GiB");
     let memory32 = AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, low, low_end, None);
@@ -68,7 +74,7 @@ fn pci(board: &Board) -> Vec<u8> {
         board.mmio64.end - 1,
         None,
     );
-    let windows = ResourceTemplate::new(vec![&buses, &config_ports, &memory32, &memory64]);
+    let windows = ResourceTemplate::new(vec![&buses, &config_ports, &ports, &memory32, &memory64]);
     let resources = Name::new("_CRS".into(), &windows);
     let pins = Raw(pins());
     let control = Raw(osc());

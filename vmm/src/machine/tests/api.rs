@@ -46,12 +46,20 @@ fn commands_do_what_they_say() {
         );
         assert_eq!(info.devices, []);
         let absent: Source = "0000:ff:1f.7".parse().unwrap();
-        let error = client.add_device(&absent).await.unwrap_err().to_string();
+        let error = client
+            .add_devices(std::slice::from_ref(&absent))
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("0000:ff:1f.7 refused: there is none"), "{error}");
         let error = client.remove_device("0000:ff:1f.7", false).await.unwrap_err();
         assert!(error.to_string().contains("this VM has no device"), "{error}");
         let passed: Source = "fd=3".parse().unwrap();
-        let error = client.add_device(&passed).await.unwrap_err().to_string();
+        let error = client
+            .add_devices(&[absent, passed])
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("by its address"), "{error}");
         client.command(Command::Pause).await.unwrap();
         assert_eq!(client.info().await.unwrap().state, State::Paused);

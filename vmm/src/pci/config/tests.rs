@@ -69,7 +69,7 @@ fn sizes_are_probed_without_moving_anything() {
             config.set_bar(0, 0x40_0000_0000);
             config.set_bar(2, 0xc000_0000);
             if decode {
-                for step in config.enable_memory() {
+                for step in config.enable_bars() {
                     config.commit(&step);
                 }
             }
@@ -99,6 +99,11 @@ fn decoding_follows_the_command_register() {
     let on = apply(&mut config, 4, &[2]);
     let at = |bar, size, from, to| BarMove {
         bar,
+        kind: if bar == 0 {
+            BarKind::Memory64
+        } else {
+            BarKind::Memory32
+        },
         size,
         from,
         to,
@@ -134,7 +139,7 @@ fn decoding_follows_the_command_register() {
 fn a_refused_move_reads_back_as_before() {
     let mut config = with_bars();
     config.set_bar(2, 0xc000_0000);
-    for step in config.enable_memory() {
+    for step in config.enable_bars() {
         config.commit(&step);
     }
     let moves = config.write(0x18, &0x1000u32.to_le_bytes());
@@ -149,7 +154,7 @@ fn a_refused_start_waits() {
     let mut config = with_bars();
     config.set_bar(0, 0x40_0000_0000);
     config.set_bar(2, 0xc000_0000);
-    let moves = config.enable_memory();
+    let moves = config.enable_bars();
     config.commit(&moves[0]);
     config.roll_back(&moves[1]);
     assert_eq!(long(&config, 0x18), 0xc000_0000, "the register stays");

@@ -1,15 +1,17 @@
 use std::sync::Arc;
 
 use super::{ConfigPorts, Ecam};
-use crate::bus::{Bus, BusDevice};
+use crate::bus::BusDevice;
 use crate::pci::root::{Root, Windows};
 
 fn root() -> Arc<Root> {
     Root::new(
-        Arc::new(Bus::new()),
+        Arc::default(),
+        Arc::default(),
         Windows {
             mmio32: 0x1000..0x2000,
             mmio64: 0x1_0000..0x2_0000,
+            ports: 0x1000..0x2000,
         },
     )
 }

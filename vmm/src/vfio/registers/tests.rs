@@ -59,9 +59,9 @@ fn an_sr_iov_nic_shows_what_is_its_own_and_hides_what_is_the_hosts() {
         [
             (0, BarKind::Memory32, 0x20000),
             (1, BarKind::Memory32, 0x20000),
+            (2, BarKind::Ports, 0x20),
             (3, BarKind::Memory64, 0x4000)
-        ],
-        "I/O ports are not there"
+        ]
     );
     let msix = MsixLayout {
         control: 0x72,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::bus::Bus;
 use crate::hv::{HvError, Vm};
+use crate::pci::root::number;
 use crate::pci::{Function, Platform, Root, Windows};
 use crate::virtio::pci::VirtioPci;
 use crate::virtio::testing::{FakeDevice, ram};
@@ -24,8 +25,9 @@ fn machine() -> Option<(Arc<Vm>, Arc<Bus>, Arc<Root>)> {
     let windows = Windows {
         mmio32: LOW..LOW + 0x10_0000,
         mmio64: HIGH..HIGH + 0x10_0000,
+        ports: 0x1000..0x2000,
     };
-    let root = Root::new(Arc::clone(&mmio), windows);
+    let root = Root::new(Arc::clone(&mmio), Arc::default(), windows);
     Some((vm, mmio, root))
 }
 
@@ -48,7 +50,7 @@ fn is_registered(vm: &Vm, addr: u64) -> bool {
 fn notification_addresses_are_where_the_bar_is() {
     let Some((vm, _, root)) = machine() else { return };
     let slot = root.add(function(&vm)).unwrap();
-    let number = usize::from(slot);
+    let number = number(slot, 0);
     let last = 0x3000 + 4 * 8;
     assert!(is_registered(&vm, LOW + last) && !is_registered(&vm, LOW + last + 4));
     for to in [HIGH, HIGH + 0x8000, LOW, LOW + 0x8000] {
@@ -68,7 +70,7 @@ fn notification_addresses_are_where_the_bar_is() {
 fn vectors_are_masked_and_unmasked_as_often_as_one_likes() {
     let Some((vm, mmio, root)) = machine() else { return };
     let function = function(&vm);
-    let slot = usize::from(root.add(Arc::clone(&function) as Arc<dyn Function>).unwrap());
+    let slot = number(root.add(Arc::clone(&function) as Arc<dyn Function>).unwrap(), 0);
     // The first capability is that of MSI-X, and its control word has the enable bit on top.
     root.write_config(slot, 4, &[6, 0]);
     root.write_config(slot, 0x42, &0x8000u16.to_le_bytes());
