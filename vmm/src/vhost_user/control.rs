@@ -5,15 +5,16 @@ use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags};
 use tracing::warn;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use virtio::burst::{Burst, Chain};
+use virtio::memory::{MemoryMap, Region, read_chain, write_chain};
+use virtio::queue::{Queue, QueueConfig, RingError};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::features;
 use super::shared::Shared;
 use crate::fd::borrow;
+use crate::memory::GuestRam;
 use crate::virtio::device::{ActivateError, ActiveQueue, ConfigIrq, QueueIrq};
-use crate::virtio::queue::split_queue;
 use crate::virtio::worker::{Orders, Worker};
 
 /// Classes and commands, from the standard's section on the control virtqueue.
@@ -57,7 +58,7 @@ impl Request {
 pub(super) struct ControlQueue {
     name: String,
     queue: Queue,
-    mem: Arc<GuestMemoryMmap>,
+    burst: Burst,
     kick: EventFd,
     irq: QueueIrq,
     config_irq: ConfigIrq,
@@ -71,19 +72,20 @@ impl ControlQueue {
     pub(super) fn start(
         name: &str,
         queue: ActiveQueue,
-        mem: Arc<GuestMemoryMmap>,
+        ram: &GuestRam,
         acked: u64,
         max_pairs: u16,
         shared: Arc<Shared>,
         config_irq: ConfigIrq,
     ) -> Result<Worker, ActivateError> {
-        let ring = split_queue(&queue, acked & features::EVENT_IDX != 0)?;
+        let ring = ring(&queue, ram, acked)?;
+        let burst = Burst::with_capacity(usize::from(queue.size));
         let (thread, name) = (format!("{name}-ctrl"), name.to_owned());
         let run = move |orders| {
             Self {
                 name,
                 queue: ring,
-                mem,
+                burst,
                 kick: queue.kick,
                 irq: queue.irq,
                 config_irq,
@@ -134,47 +136,29 @@ impl ControlQueue {
     }
 
     /// Answers what is in the queue, one queue's worth at most; true if there may be more.
-    fn serve(&mut self) -> Result<bool, virtio_queue::Error> {
-        let mem = Arc::clone(&self.mem);
-        self.queue.disable_notification(&*mem)?;
-        let mut done = 0;
-        while done < self.queue.size() && !self.orders.pending() {
-            let Some(chain) = self.queue.iter(&*mem)?.next() else {
-                break;
-            };
-            let head = chain.head_index();
-            let mut request = [0; REQUEST_LEN];
-            let mut filled = 0;
-            let mut ack = None;
-            for descriptor in chain {
-                if descriptor.is_write_only() {
-                    if descriptor.len() > 0 {
-                        ack = Some(descriptor.addr());
-                        break;
-                    }
-                } else if filled < REQUEST_LEN {
-                    let len = (REQUEST_LEN - filled).min(descriptor.len() as usize);
-                    match mem.read_slice(&mut request[filled..filled + len], descriptor.addr()) {
-                        Ok(()) => filled += len,
-                        Err(_) => break,
-                    }
-                }
-            }
-            let written = self.answer(&mem, &request[..filled], ack);
-            self.queue.add_used(&*mem, head, written)?;
-            done += 1;
+    fn serve(&mut self) -> Result<bool, RingError> {
+        self.queue.disable_notification();
+        let size = usize::from(self.queue.size());
+        self.queue.pop_burst(&mut self.burst, size)?;
+        for chain in self.burst.chains() {
+            let written = self.answer(&chain);
+            self.queue.add_used([(chain.head, written)]);
         }
-        if done > 0 && self.queue.needs_notification(&*mem)? {
+        if self.queue.publish() {
             self.irq.notify();
         }
-        self.queue.enable_notification(&*mem)
+        Ok(self.queue.enable_notification())
     }
 
     /// Does what is asked and acknowledges it. A request without room for an answer is not carried out: its
     /// sender could not tell.
-    fn answer(&self, mem: &GuestMemoryMmap, request: &[u8], ack: Option<GuestAddress>) -> u32 {
-        let Some(ack) = ack else { return 0 };
-        let status = match Request::parse(request, self.acked, self.max_pairs) {
+    fn answer(&self, chain: &Chain<'_>) -> u32 {
+        if chain.error.is_some() || chain.writable_len == 0 {
+            return 0;
+        }
+        let mut request = [0; REQUEST_LEN];
+        let filled = read_chain(chain.readable, 0, &mut request);
+        let status = match Request::parse(&request[..filled], self.acked, self.max_pairs) {
             Request::SetPairs(pairs) => {
                 self.shared.set_pairs(pairs);
                 OK
@@ -185,8 +169,31 @@ impl ControlQueue {
             }
             Request::Refused => ERR,
         };
-        u32::from(mem.write_obj(status, ack).is_ok())
+        u32::try_from(write_chain(chain.writable, 0, &[status])).unwrap_or(0)
     }
+}
+
+/// The device's end of the queue, at its beginning.
+fn ring(queue: &ActiveQueue, ram: &GuestRam, acked: u64) -> Result<Queue, ActivateError> {
+    let map = |region: &crate::memory::RamRegion| {
+        let at = region.guest_addr;
+        Region::map(region.fd(), region.offset, at, at, region.len).map_err(io::Error::other)
+    };
+    let regions = ram.regions.iter().map(map).collect::<io::Result<_>>()?;
+    let memory = MemoryMap::new(regions).map_err(io::Error::other)?;
+    let packed = acked & features::RING_PACKED != 0;
+    let start = if packed { virtio::packed::WRAP } else { 0 };
+    let config = QueueConfig {
+        size: queue.size,
+        desc: queue.desc,
+        avail: queue.avail,
+        used: queue.used,
+        event_idx: acked & features::EVENT_IDX != 0,
+        indirect: acked & features::INDIRECT_DESC != 0,
+        next_avail: start,
+        used_idx: start,
+    };
+    Ok(Queue::new(Arc::new(memory), &config, packed).map_err(io::Error::other)?)
 }
 
 #[cfg(test)]

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
+use virtio_bindings::virtio_config::{
+    VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
+};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX,
     VIRTIO_NET_F_CTRL_RX_EXTRA, VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE,
@@ -45,6 +47,7 @@ pub(super) const RSS: u64 = 1 << VIRTIO_NET_F_RSS;
 pub(super) const GUEST_USO4: u64 = 1 << VIRTIO_NET_F_GUEST_USO4;
 pub(super) const GUEST_USO6: u64 = 1 << VIRTIO_NET_F_GUEST_USO6;
 pub(super) const HOST_USO: u64 = 1 << VIRTIO_NET_F_HOST_USO;
+pub(super) const RING_PACKED: u64 = 1 << VIRTIO_F_RING_PACKED;
 pub(super) const IN_ORDER: u64 = 1 << VIRTIO_F_IN_ORDER;
 pub(super) const RING_RESET: u64 = 1 << VIRTIO_F_RING_RESET;
 
@@ -56,10 +59,19 @@ const OFFLOADS: u64 =
 
 /// Features whose work the back-end does: the guest may have them only while the back-end offers them.
 ///
-/// Packed rings are not among them: nothing in a packed ring tells where a back-end that died had got to, so the next one
-/// could not go on.
-pub(super) const BACKEND: u64 =
-    VERSION_1 | EVENT_IDX | INDIRECT_DESC | IN_ORDER | RING_RESET | MRG_RXBUF | MQ | MTU | OFFLOADS | USO;
+/// Packed rings only where it has us keep what the next one needs, too: a front-end could not say where a back-end that died
+/// had got to in one.
+pub(super) const BACKEND: u64 = VERSION_1
+    | EVENT_IDX
+    | INDIRECT_DESC
+    | RING_PACKED
+    | IN_ORDER
+    | RING_RESET
+    | MRG_RXBUF
+    | MQ
+    | MTU
+    | OFFLOADS
+    | USO;
 
 /// Features of which a back-end does the work that serves the control queue itself.
 pub(super) const CONTROL: u64 = CTRL_GUEST_OFFLOADS
@@ -80,7 +92,7 @@ pub(super) const FRONTEND: u64 = STATUS | CTRL_VQ | GUEST_ANNOUNCE;
 /// What a NIC offers when its guest starts before any back-end was seen: what every vhost-user network
 /// back-end in use has, so that whichever comes can serve the guest.
 pub(super) const WITHOUT_BACKEND: u64 =
-    (BACKEND & !(MTU | GUEST_ECN | HOST_ECN | USO | IN_ORDER | RING_RESET)) | FRONTEND;
+    (BACKEND & !(MTU | GUEST_ECN | HOST_ECN | USO | RING_PACKED | IN_ORDER | RING_RESET)) | FRONTEND;
 
 /// Takes away what cannot stand alone: the standard forbids offering a feature without what it requires.
 pub(super) fn with_requirements(mut features: u64) -> u64 {
@@ -104,7 +116,7 @@ pub(super) fn with_requirements(mut features: u64) -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FeatureNames(pub u64);
 
-const NAMES: [(u64, &str); 30] = [
+const NAMES: [(u64, &str); 31] = [
     (CSUM, "CSUM"),
     (GUEST_CSUM, "GUEST_CSUM"),
     (MTU, "MTU"),
@@ -126,6 +138,7 @@ const NAMES: [(u64, &str); 30] = [
     (INDIRECT_DESC, "INDIRECT_DESC"),
     (EVENT_IDX, "EVENT_IDX"),
     (VERSION_1, "VERSION_1"),
+    (RING_PACKED, "RING_PACKED"),
     (IN_ORDER, "IN_ORDER"),
     (RING_RESET, "RING_RESET"),
     (CTRL_GUEST_OFFLOADS, "CTRL_GUEST_OFFLOADS"),

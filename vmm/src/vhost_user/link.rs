@@ -20,8 +20,10 @@ use super::features::{self, FeatureNames};
 use super::watchdog::Watchdog;
 use crate::memory::RamRegion;
 
+mod kept;
 mod step;
 
+pub(super) use kept::Kept;
 use step::Step;
 pub use step::{LinkError, Timeouts};
 
@@ -116,7 +118,8 @@ impl Link {
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::BACKEND_REQ
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
         let offered = step.check("GET_PROTOCOL_FEATURES", frontend.get_protocol_features())?;
         self.protocol = offered & known;
         step.check(
@@ -159,6 +162,9 @@ impl Link {
         }
         if self.mtu().is_none() {
             features &= !features::MTU;
+        }
+        if !self.keeps() {
+            features &= !features::RING_PACKED;
         }
         features
     }
@@ -246,6 +252,7 @@ impl Link {
         watchdog: &Watchdog,
         acked: u64,
         memory: &[RamRegion],
+        kept: &mut Option<Kept>,
         rings: &[Vring<'_>],
     ) -> Result<(), LinkError> {
         let step = Step::begin(watchdog, &self.stream, self.timeouts.start)?;
@@ -255,6 +262,7 @@ impl Link {
         let protocol = self.features & features::PROTOCOL_FEATURES;
         step.check("SET_FEATURES", self.requests.0.set_features(told | protocol))?;
         self.send_memory(&step, memory)?;
+        self.hand_kept_over(&step, kept, rings)?;
         // Every ring is described before the first is enabled: some back-ends start a device at the first
         // enabled pair and then look at all of its rings.
         for ring in rings {
@@ -265,7 +273,8 @@ impl Link {
                 self.enable(&step, ring.index, ring.enabled)?;
             }
         }
-        Ok(())
+        // Last: what a ring has to send that runs before it is enabled is discarded.
+        rings.iter().try_for_each(|ring| self.run(&step, ring))
     }
 
     /// Starts a single ring beside those that run.
@@ -275,7 +284,7 @@ impl Link {
         if self.features & features::PROTOCOL_FEATURES != 0 {
             self.enable(&step, ring.index, ring.enabled)?;
         }
-        Ok(())
+        self.run(&step, ring)
     }
 
     fn describe(&mut self, step: &Step, ring: &Vring<'_>) -> Result<(), LinkError> {
@@ -294,7 +303,11 @@ impl Link {
         step.check("SET_VRING_ADDR", frontend.set_vring_addr(index, &addresses))?;
         step.check("SET_VRING_BASE", frontend.set_vring_base(index, ring.base))?;
         step.check("SET_VRING_CALL", frontend.set_vring_call(index, ring.call))?;
-        step.check("SET_VRING_ERR", frontend.set_vring_err(index, ring.error))?;
+        step.check("SET_VRING_ERR", frontend.set_vring_err(index, ring.error))
+    }
+
+    fn run(&mut self, step: &Step, ring: &Vring<'_>) -> Result<(), LinkError> {
+        let index = usize::from(ring.index);
         // From here on the back-end may touch the guest's memory for this ring: it counts as started even if
         // the answer is lost.
         self.started.push(ring.index);
@@ -403,14 +416,15 @@ impl Link {
         )
     }
 
-    /// Stops every ring: when it returns without error, the back-end uses no guest memory any more.
-    pub(super) fn stop(&mut self, watchdog: &Watchdog) -> Result<(), LinkError> {
+    /// Stops every ring: when it returns without error, the back-end uses no guest memory any more. Tells where each stopped.
+    pub(super) fn stop(&mut self, watchdog: &Watchdog) -> Result<Vec<(u16, u16)>, LinkError> {
         let step = Step::begin(watchdog, &self.stream, self.timeouts.change)?;
+        let mut places = Vec::with_capacity(self.started.len());
         while !self.started.is_empty() {
             let index = self.started.remove(0);
-            self.take_back(&step, index)?;
+            places.push((index, self.take_back(&step, index)?));
         }
-        Ok(())
+        Ok(places)
     }
 
     /// Stops one ring, as [`stop`](Self::stop) does all of them.
@@ -420,16 +434,17 @@ impl Link {
         };
         let step = Step::begin(watchdog, &self.stream, self.timeouts.change)?;
         self.started.remove(at);
-        self.take_back(&step, index)
+        self.take_back(&step, index).map(drop)
     }
 
-    fn take_back(&mut self, step: &Step, index: u16) -> Result<(), LinkError> {
+    fn take_back(&mut self, step: &Step, index: u16) -> Result<u16, LinkError> {
         let stopped = self.plain(|frontend| frontend.get_vring_base(usize::from(index)));
-        step.check("GET_VRING_BASE", stopped)?;
+        let place = step.check("GET_VRING_BASE", stopped)?;
         if self.features & features::PROTOCOL_FEATURES != 0 {
             self.enable(step, index, false)?;
         }
-        Ok(())
+        // The next available descriptor; above it, in a packed ring, the next to be used: with nothing under way the same.
+        Ok(u16::try_from(place & 0xffff).unwrap_or_default())
     }
 
     /// Asks for an answer to every message from now on, if the back-end can give one.

@@ -257,7 +257,7 @@ impl VhostUserNet {
             self.control = Some(ControlQueue::start(
                 &self.name,
                 queue,
-                Arc::clone(&terms.ram.mem),
+                &terms.ram,
                 self.acked,
                 terms.control_index / 2,
                 Arc::clone(&self.shared),
@@ -384,7 +384,7 @@ impl VirtioDevice for VhostUserNet {
         }
         // Queues that the guest was not told of carry nothing.
         if queue.index < terms.control_index + u16::from(terms.forwards) {
-            let ring = Ring::new(queue, &terms.ram.regions)?;
+            let ring = Ring::new(queue, &terms.ram.regions, self.acked)?;
             self.send(Command::StartRing(Box::new(ring)));
         }
         Ok(())

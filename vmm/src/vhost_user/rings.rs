@@ -7,9 +7,14 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::features;
-use super::link::{Link, Vring};
+use super::link::{Kept, Link, Vring};
 use crate::memory::{GuestRam, RamRegion};
 use crate::virtio::device::{ActivateError, ActiveQueue, ConfigIrq};
+
+/// Bytes of an event suppression area of a packed ring.
+const EVENT_LEN: u64 = virtio::packed::EVENT_LEN as u64;
+/// The first descriptor of a packed ring, with the wrap counter set.
+const PACKED_START: u16 = virtio::packed::WRAP;
 
 /// A NIC between `DRIVER_OK` and reset.
 #[derive(Debug)]
@@ -24,6 +29,8 @@ pub(super) struct ActiveNic {
     error: EventFd,
     /// A back-end may have run these rings: the next one goes on where it stopped.
     handed_over: bool,
+    /// What back-ends keep with us for the next one.
+    pub(super) kept: Option<Kept>,
 }
 
 /// A data ring, found inside the guest's memory.
@@ -35,11 +42,20 @@ pub(super) struct Ring {
     used: u64,
     /// Where the back-end interrupts the guest.
     call: EventFd,
+    /// Of a packed ring: where a back-end was last known to be, with the wrap counter in bit 15.
+    place: Option<u16>,
 }
 
 impl Ring {
-    pub(super) fn new(queue: ActiveQueue, regions: &[RamRegion]) -> Result<Self, ActivateError> {
+    /// Finds the ring in memory; `acked` says of which kind it is.
+    pub(super) fn new(queue: ActiveQueue, regions: &[RamRegion], acked: u64) -> Result<Self, ActivateError> {
         let size = u64::from(queue.size);
+        let packed = acked & features::RING_PACKED != 0;
+        let (avail_len, used_len) = if packed {
+            (EVENT_LEN, EVENT_LEN)
+        } else {
+            (6 + 2 * size, 6 + 8 * size)
+        };
         let at = |what, addr, len| {
             host_address(regions, addr, len).ok_or(ActivateError::RingOutsideMemory {
                 queue: queue.index,
@@ -48,8 +64,8 @@ impl Ring {
             })
         };
         let desc = at("descriptor table", queue.desc, 16 * size)?;
-        let avail = at("available ring", queue.avail, 6 + 2 * size)?;
-        let used = at("used ring", queue.used, 6 + 8 * size)?;
+        let avail = at("available ring", queue.avail, avail_len)?;
+        let used = at("used ring", queue.used, used_len)?;
         let call = call_fd(&queue)?;
         Ok(Self {
             queue,
@@ -57,6 +73,7 @@ impl Ring {
             avail,
             used,
             call,
+            place: packed.then_some(PACKED_START),
         })
     }
 }
@@ -72,7 +89,7 @@ impl ActiveNic {
     ) -> Result<Self, ActivateError> {
         let rings = queues
             .into_iter()
-            .map(|queue| Ring::new(queue, &ram.regions))
+            .map(|queue| Ring::new(queue, &ram.regions, acked))
             .collect::<Result<Vec<_>, _>>()?;
         let error = EventFd::new(EFD_NONBLOCK)?;
         Ok(Self {
@@ -83,6 +100,7 @@ impl ActiveNic {
             rings,
             error,
             handed_over: false,
+            kept: None,
         })
     }
 
@@ -94,7 +112,13 @@ impl ActiveNic {
     /// The rings as a back-end is told of them, the first `pairs` queue pairs enabled. It starts them, or goes on
     /// where another left off.
     pub(super) fn vrings(&self, pairs: u16, go_on: bool, link: &Link) -> Vec<Vring<'_>> {
-        let base = |ring| if go_on { self.resume_index(ring) } else { 0 };
+        let base = |ring| {
+            if go_on {
+                self.resume_index(ring)
+            } else {
+                start_index(ring)
+            }
+        };
         self.rings
             .iter()
             .map(|ring| self.vring(ring, pairs, base(ring), link))
@@ -136,7 +160,7 @@ impl ActiveNic {
     /// One ring as a back-end is told of it that shall begin it at the beginning.
     pub(super) fn new_vring(&self, index: u16, pairs: u16, link: &Link) -> Option<Vring<'_>> {
         let ring = self.rings.iter().find(|ring| ring.queue.index == index)?;
-        Some(self.vring(ring, pairs, 0, link))
+        Some(self.vring(ring, pairs, start_index(ring), link))
     }
 
     /// Forgets a ring that the driver took back.
@@ -144,10 +168,26 @@ impl ActiveNic {
         self.rings.retain(|ring| ring.queue.index != index);
     }
 
+    /// A back-end has stopped rings, all that it was given of each; these are their numbers on the link and their places.
+    pub(super) fn stopped(&mut self, link: &Link, places: &[(u16, u16)]) {
+        for (index, place) in places {
+            let at = self
+                .rings
+                .iter()
+                .position(|ring| self.index_on(link, ring.queue.index) == *index);
+            if let Some(ring) = at.and_then(|at| self.rings.get_mut(at)) {
+                ring.place = ring.place.map(|_| *place);
+            }
+        }
+    }
+
     /// Where a back-end goes on. Back-ends complete in order, so whatever lies behind the used index has not
     /// been done: starting there loses no receive buffer, and repeats at most the burst that the last back-end
-    /// died over.
+    /// died over. A packed ring has no such index; after a back-end that died, the next one has to find out by itself.
     fn resume_index(&self, ring: &Ring) -> u16 {
+        if let Some(place) = ring.place {
+            return place;
+        }
         let index = GuestAddress(ring.queue.used.wrapping_add(2));
         // The ring was found inside the memory when it was activated.
         self.ram.mem.load(index, Ordering::Acquire).unwrap_or_default()
@@ -184,6 +224,11 @@ impl ActiveNic {
             None => self.acked & features::BACKEND,
         }
     }
+}
+
+/// Where a back-end begins.
+fn start_index(ring: &Ring) -> u16 {
+    ring.place.map_or(0, |_| PACKED_START)
 }
 
 /// The eventfd of the ring's interrupt vector; for a ring without one, an eventfd that nobody listens to, for a

@@ -216,7 +216,12 @@ impl Supervisor {
     fn stop_rings(&mut self) {
         let Some(link) = &mut self.link else { return };
         match link.stop(&self.watchdog) {
-            Ok(()) => self.shared.lock().rings_running = false,
+            Ok(places) => {
+                self.shared.lock().rings_running = false;
+                if let Some(nic) = &mut self.nic {
+                    nic.stopped(link, &places);
+                }
+            }
             Err(e) => self.lose_link(&e),
         }
     }
@@ -348,8 +353,11 @@ impl Supervisor {
         }
         let again = nic.handed_over();
         let returned = again && !self.shared.lock().status.link_up;
+        let mut kept = nic.kept.take();
         let vrings = nic.vrings(pairs, again, link);
-        if let Err(e) = link.start(&self.watchdog, nic.acked, &self.regions, &vrings) {
+        let started = link.start(&self.watchdog, nic.acked, &self.regions, &mut kept, &vrings);
+        nic.kept = kept;
+        if let Err(e) = started {
             self.lose_link(&e);
             return;
         }

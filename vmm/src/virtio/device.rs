@@ -91,13 +91,15 @@ pub struct Activation {
 pub struct ActiveQueue {
     /// Which of the device's queues this is.
     pub index: u16,
-    /// Entries: a power of two, at most the maximum that the device gave.
+    /// Entries: at most the maximum that the device gave; a power of two unless `VIRTIO_F_RING_PACKED` was negotiated.
     pub size: u16,
     /// Guest-physical address of the descriptor table; 16-byte aligned, inside guest memory.
     pub desc: u64,
-    /// Guest-physical address of the available ring; 2-byte aligned, inside guest memory.
+    /// Guest-physical address of the available ring, or of the driver's event suppression area in a packed queue; 2-byte
+    /// aligned, or 4, inside guest memory.
     pub avail: u64,
-    /// Guest-physical address of the used ring; 4-byte aligned, inside guest memory.
+    /// Guest-physical address of the used ring, or of the device's event suppression area; 4-byte aligned, inside guest
+    /// memory.
     pub used: u64,
     /// Signalled by the driver's notifications; non-blocking.
     pub kick: EventFd,

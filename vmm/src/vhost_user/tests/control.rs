@@ -39,6 +39,14 @@ impl Setup {
         }
     }
 
+    /// Waits until the guest is told that it broke its queue; its frames pass all the same.
+    fn needs_reset(&self) {
+        while !self.guest.events.needs_reset() {
+            wait_for(&self.guest.config_interrupt);
+        }
+        assert!(self.nic.monitor().status().link_up);
+    }
+
     /// Where a request is written to.
     fn buffer(&self) -> u64 {
         self.guest.queues[CONTROL].buffer()
@@ -224,13 +232,13 @@ fn a_request_without_room_for_an_answer_is_given_back_undone() {
 }
 
 #[test]
-fn a_chain_that_loops_is_given_back() {
+fn a_chain_that_loops_stops_the_control_queue_only() {
     let mut setup = Setup::new();
     let at = setup.buffer();
     setup.write(at, &[4, 0, 2, 0]);
     setup.guest.queues[CONTROL].loop_at(0, at, 4);
     setup.guest.queues[CONTROL].make_available(0);
-    assert_eq!(setup.guest.queues[CONTROL].wait_used(1), (0, 0));
+    setup.needs_reset();
 }
 
 #[test]
@@ -238,10 +246,7 @@ fn a_broken_ring_stops_the_control_queue_only() {
     for index in [RING_SIZE + 1, 0x8000, 0xffff] {
         let mut setup = Setup::new();
         setup.guest.queues[CONTROL].set_avail_index(index);
-        while !setup.guest.events.needs_reset() {
-            wait_for(&setup.guest.config_interrupt);
-        }
-        assert!(setup.nic.monitor().status().link_up);
+        setup.needs_reset();
         // A reset heals it.
         setup.nic.reset();
         setup.guest.events.reset();

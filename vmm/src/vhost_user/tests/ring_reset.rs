@@ -36,8 +36,8 @@ fn one_ring_is_stopped_and_started_and_the_others_run_on() {
     nic.start_queue(smaller(&mut guest, 1)).unwrap();
     assert_eq!(backend.wait_for(SET_VRING_NUM).state(), (1, 8));
     assert_eq!(backend.wait_for(SET_VRING_BASE).state(), (1, 0));
-    assert_eq!(backend.wait_for(SET_VRING_KICK).fds.len(), 1);
     assert_eq!(backend.wait_for(SET_VRING_ENABLE).state(), (1, 1));
+    assert_eq!(backend.wait_for(SET_VRING_KICK).fds.len(), 1);
     assert!(nic.monitor().status().link_up);
     drop(nic);
     let stopped = backend.until_end();

@@ -18,7 +18,7 @@
 use std::sync::Arc;
 
 use tracing::{debug, info};
-use virtio_bindings::virtio_config::{VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
+use virtio_bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::queue::{NO_VECTOR, QueueRegisters};
@@ -37,6 +37,7 @@ pub(super) const FAILED: u8 = 128;
 
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 const RING_RESET: u64 = 1 << VIRTIO_F_RING_RESET;
+const RING_PACKED: u64 = 1 << VIRTIO_F_RING_PACKED;
 /// The bit of the ISR register that says that the configuration changed.
 const ISR_CONFIG: u8 = 2;
 
@@ -470,6 +471,7 @@ impl RegisterFile for Access<'_> {
     fn set(&mut self, field: Field, value: u32) {
         let Self { common, msix, kicks } = self;
         let short = u16::try_from(value & 0xffff).unwrap_or_default();
+        let packed = common.driver_features & RING_PACKED != 0;
         match field {
             Field::DeviceFeatureSelect => common.device_feature_select = value,
             Field::DriverFeatureSelect => common.driver_feature_select = value,
@@ -483,7 +485,7 @@ impl RegisterFile for Access<'_> {
             Field::QueueSelect => common.queue_select = short,
             Field::QueueSize => {
                 if let Some(queue) = common.queue_mut() {
-                    queue.set_size(short);
+                    queue.set_size(short, packed);
                 }
             }
             Field::QueueVector => common.set_queue_vector(msix, short),
@@ -492,7 +494,7 @@ impl RegisterFile for Access<'_> {
                 if short == 1
                     && let Some(queue) = common.queue_mut()
                 {
-                    queue.enable(&ram);
+                    queue.enable(&ram, packed);
                     if queue.enabled && common.status & DRIVER_OK != 0 {
                         common.start_queue(common.queue_select, kicks);
                     }

@@ -51,21 +51,23 @@ impl QueueRegisters {
         };
     }
 
-    /// Takes a size over if the standard allows it.
-    pub(super) fn set_size(&mut self, size: u16) {
-        if size.is_power_of_two() && size <= self.max_size {
+    /// Takes a size over if the standard allows it: in a packed ring any, else a power of two.
+    pub(super) fn set_size(&mut self, size: u16, packed: bool) {
+        if (size.is_power_of_two() || packed && size > 0) && size <= self.max_size {
             self.size = size;
         }
     }
 
     /// Enables the queue, if all of it is aligned and in memory.
-    pub(super) fn enable(&mut self, ram: &GuestRam) {
+    pub(super) fn enable(&mut self, ram: &GuestRam, packed: bool) {
         let size = u64::from(self.size);
-        let parts = [
-            (self.desc, 16, 16 * size),
-            (self.avail, 2, 6 + 2 * size),
-            (self.used, 4, 6 + 8 * size),
-        ];
+        let desc = (self.desc, 16, 16 * size);
+        let parts = if packed {
+            // The event suppression areas of driver and device.
+            [desc, (self.avail, 4, 4), (self.used, 4, 4)]
+        } else {
+            [desc, (self.avail, 2, 6 + 2 * size), (self.used, 4, 6 + 8 * size)]
+        };
         self.returned = false;
         self.enabled = parts
             .iter()
