@@ -107,7 +107,11 @@ impl Yard {
     /// When it cannot be written.
     pub fn two_nodes_with(&self, name: &str, queues: u16, isolate: bool) -> PathBuf {
         let node = |node: &str, last: u8| {
-            let isolate = if isolate { ", isolate: true" } else { "" };
+            let isolate = if isolate {
+                ", isolate: true"
+            } else {
+                ", control_queue: true"
+            };
             format!(
                 "  {node}: {{cpus: 2, memory: 256M, nics: [{{switch: lan, ip: 10.0.0.{last}/24, queues: {queues}{isolate}}}]}}\n"
             )

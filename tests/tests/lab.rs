@@ -126,12 +126,64 @@ fn killed_switch(lab: &Lab<'_>, place: Place) {
     assert_eq!(boots(lab), lives, "a machine booted anew");
 }
 
-/// Our own machines have packed rings (feature bit 34), in which no index says where a switch that died had got to.
+/// Machines have packed rings (feature bit 34), in which no index says where a switch that died had got to.
 fn rings_are_packed(lab: &Lab<'_>) {
     for node in ["a", "b"] {
         let features = lab.run(node, &["cat", "/sys/class/net/eth0/device/features"]);
         assert_eq!(features.get(34..35), Some("1"), "{node}: {features}");
     }
+}
+
+/// Whether a frame to an address that nobody has comes to `b`, whose switch serves its control queue.
+fn stray_frame_comes(lab: &Lab<'_>, place: Place) -> bool {
+    let counts = || {
+        let port = lab.port("b-0");
+        let filtered = port["counters"]["drops"]["filtered"].as_u64().unwrap_or(0);
+        (filtered, port["counters"]["tx_frames"].as_u64().unwrap_or(0))
+    };
+    let before = counts();
+    let script =
+        "ip neigh replace 10.0.0.99 lladdr 02:00:00:00:00:99 dev eth0; ping -c 1 -W 1 10.0.0.99; true";
+    wait_for("a frame to nobody to be seen", place.patience(), || {
+        lab.run("a", &["sh", "-c", script]);
+        let now = counts();
+        match (now.0 > before.0, now.1 > before.1) {
+            (true, _) => Some(false),
+            (false, true) => Some(true),
+            (false, false) => None,
+        }
+    })
+}
+
+/// What a guest asks for through its control queue has its effect on frames.
+fn control_queue(lab: &Lab<'_>, place: Place) {
+    assert!(!stray_frame_comes(lab, place), "filtered by address");
+    lab.run("b", &["ip", "link", "set", "eth0", "promisc", "on"]);
+    assert!(stray_frame_comes(lab, place));
+    lab.run("b", &["ip", "link", "set", "eth0", "promisc", "off"]);
+    for pairs in [1, 2] {
+        lab.run("b", &["ethtool", "-L", "eth0", "combined", &pairs.to_string()]);
+        wait_for("the switch to know of the queue pairs", place.patience(), || {
+            (lab.port("b-0")["enabled_queue_pairs"] == pairs).then_some(())
+        });
+    }
+    // All that it receives comes on the second pair.
+    lab.run("b", &["ethtool", "-X", "eth0", "weight", "0", "1"]);
+    let received = || {
+        ["0", "1"].map(|at| {
+            let queues = lab.port("b-0")["queues"].clone();
+            let at: usize = at.parse().unwrap_or(0);
+            queues[at]["tx_frames"].as_u64().unwrap_or(0)
+        })
+    };
+    let before = received();
+    ping(lab);
+    let after = received();
+    assert!(
+        after[0] == before[0] && after[1] > before[1],
+        "{before:?} {after:?}"
+    );
+    lab.run("b", &["ethtool", "-X", "eth0", "default"]);
 }
 
 /// A guest gives its NIC rings of another size while it runs.
@@ -185,12 +237,22 @@ fn demo(place: Place, isolate: bool) {
     ping(&lab);
     measure(&yard, &lab);
     both_pairs_carry(&lab, place);
+    rings_are_packed(&lab);
     if place == Place::Emulated {
-        rings_are_packed(&lab);
         resized_rings(&lab);
     }
     fdb_is_right(&lab);
+    let served = place == Place::Emulated && !isolate;
+    if served {
+        control_queue(&lab, place);
+    }
     killed_switch(&lab, place);
+    if served {
+        assert!(
+            !stray_frame_comes(&lab, place),
+            "the next switch knows what its guest wants"
+        );
+    }
     guest_reboot(&lab, place);
     lab.down();
     nothing_is_left(&yard);

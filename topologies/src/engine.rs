@@ -47,6 +47,11 @@ pub trait Engine: fmt::Debug + Send + Sync {
     /// The arguments that run `node`.
     fn arguments(&self, node: &NodePlan) -> Vec<OsString>;
 
+    /// Whether it forwards a guest's control queue to the switch. One that does not answers it itself.
+    fn forwards_control_queue(&self) -> bool {
+        false
+    }
+
     /// Whether its process may abort while a guest boots, though neither the guest nor the lab is at fault.
     fn aborts_by_itself(&self) -> bool {
         false

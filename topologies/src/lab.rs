@@ -114,6 +114,9 @@ pub struct SwitchNic {
     /// Whether the machine may send from other addresses than the NIC's.
     #[serde(default = "may_spoof")]
     pub spoof: bool,
+    /// Whether the switch serves the guest's control queue, where the machine's engine forwards it.
+    #[serde(default)]
+    pub control_queue: bool,
 }
 
 fn may_spoof() -> bool {

@@ -56,6 +56,8 @@ pub struct PortPlan {
     pub mtu: u16,
     /// Whether frames may come from other addresses.
     pub spoof: bool,
+    /// Whether the switch is to serve the guest's control queue.
+    pub control_queue: bool,
 }
 
 /// One machine.
@@ -143,8 +145,10 @@ impl Plan {
             all.push(command_line(Path::new("vswitch"), &switch.arguments));
             for port in &switch.ports {
                 let held = if port.spoof { "" } else { " --anti-spoof" };
+                let served = port.control_queue && engine.forwards_control_queue();
+                let served = if served { " --control-queue" } else { "" };
                 all.push(format!(
-                    "vswitch port add {} {} --queues {} --mac {} --mtu {}{held}",
+                    "vswitch port add {} {} --queues {} --mac {} --mtu {}{held}{served}",
                     switch.bridge, port.name, port.queues, port.mac, port.mtu
                 ));
             }
@@ -196,6 +200,7 @@ impl SwitchPlan {
                     mac: nic.mac?,
                     mtu: nic.mtu,
                     spoof: on.spoof,
+                    control_queue: on.control_queue,
                 })
             })
             .collect();
@@ -209,13 +214,14 @@ impl SwitchPlan {
 }
 
 impl PortPlan {
-    /// The request that adds the port.
-    pub fn request(&self) -> NewPort {
+    /// The request that adds the port for a machine of this engine.
+    pub fn request(&self, engine: &dyn Engine) -> NewPort {
         let mut port = NewPort::new(&self.name);
         port.queues = self.queues;
         port.mac = Some(self.mac);
         port.mtu = Some(self.mtu);
         port.anti_spoof = !self.spoof;
+        port.control_queue = self.control_queue && engine.forwards_control_queue();
         port
     }
 }

@@ -66,6 +66,7 @@ pub(crate) struct RawNic {
     pub(crate) vlan: Option<Spanned<u64>>,
     pub(crate) promisc: Option<Spanned<bool>>,
     pub(crate) spoof: Option<Spanned<bool>>,
+    pub(crate) control_queue: Option<Spanned<bool>>,
 }
 
 /// One entry of a node's `disks:`.

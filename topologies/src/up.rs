@@ -321,7 +321,7 @@ impl Starter<'_> {
         let client = Client::new(&plan.bridge).map_err(|error| refused(error.to_string()))?;
         for port in &plan.ports {
             client
-                .add_port(&port.request())
+                .add_port(&port.request(self.engine))
                 .await
                 .map_err(|error| refused(error.to_string()))?;
         }

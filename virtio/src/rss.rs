@@ -3,6 +3,8 @@
 //! It is the Toeplitz hash: the exclusive or of one 32-bit window of the key for each bit set in the input. The windows of four
 //! bits together are looked up in a table made once for each key.
 
+mod extension;
+
 /// Bytes of a hash key, and the most that a device needs: IPv6 addresses and ports, and a window behind them.
 pub const KEY_LEN: usize = 40;
 /// Bytes that are hashed at most: two IPv6 addresses and two ports.
@@ -23,8 +25,22 @@ pub const HASH_IPV6: u32 = 1 << 3;
 pub const HASH_TCPV6: u32 = 1 << 4;
 /// `hash_types`: addresses and ports of UDP over IPv6.
 pub const HASH_UDPV6: u32 = 1 << 5;
-/// The types that are supported: those of extension headers (`_EX`) are not.
-pub const SUPPORTED: u32 = HASH_IPV4 | HASH_TCPV4 | HASH_UDPV4 | HASH_IPV6 | HASH_TCPV6 | HASH_UDPV6;
+/// `hash_types`: addresses of IPv6 with extension headers, as far as those say others.
+pub const HASH_IP_EX: u32 = 1 << 6;
+/// `hash_types`: the same addresses, and ports of TCP.
+pub const HASH_TCP_EX: u32 = 1 << 7;
+/// `hash_types`: the same addresses, and ports of UDP.
+pub const HASH_UDP_EX: u32 = 1 << 8;
+/// The types that are supported: all that there are.
+pub const SUPPORTED: u32 = HASH_IPV4
+    | HASH_TCPV4
+    | HASH_UDPV4
+    | HASH_IPV6
+    | HASH_TCPV6
+    | HASH_UDPV6
+    | HASH_IP_EX
+    | HASH_TCP_EX
+    | HASH_UDP_EX;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -103,6 +119,16 @@ fn window(key: &[u8; KEY_LEN], bit: usize) -> u32 {
     u32::try_from(five >> (8 - bit % 8) & u64::from(u32::MAX)).unwrap_or(0)
 }
 
+/// What of a packet is hashed.
+struct Parts<'a> {
+    /// Source and destination.
+    addresses: &'a [u8],
+    /// The protocol, and what begins with the ports; none in a fragment.
+    ports: Option<(u8, &'a [u8])>,
+    /// The types for addresses, TCP and UDP.
+    types: [u32; 3],
+}
+
 /// What of a frame is hashed: how many bytes, and as which type.
 fn input_of(frame: &[u8], types: u32, input: &mut [u8; INPUT_LEN]) -> Option<(usize, u32)> {
     let header: &[u8; ETHERNET_LEN] = frame.first_chunk()?;
@@ -116,7 +142,8 @@ fn input_of(frame: &[u8], types: u32, input: &mut [u8; INPUT_LEN]) -> Option<(us
         ethertype = u16::from_be_bytes([t0, t1]);
         packet = &packet[4..];
     }
-    let (addresses, ports, [ip, tcp, udp]) = match ethertype {
+    let mut ends = [0; 32];
+    let parts = match ethertype {
         ETHERTYPE_IPV4 => {
             let header: &[u8; 20] = packet.first_chunk()?;
             let len = usize::from(header[0] & 0xf) * 4;
@@ -125,22 +152,46 @@ fn input_of(frame: &[u8], types: u32, input: &mut [u8; INPUT_LEN]) -> Option<(us
             let fragment = (header[6] & 0x3f, header[7]) != (0, 0);
             let whole = !fragment && len >= 20;
             let ports = whole.then(|| packet.get(len..)).flatten();
-            (
-                &header[12..],
-                ports.map(|at| (header[9], at)),
-                [HASH_IPV4, HASH_TCPV4, HASH_UDPV4],
-            )
+            Parts {
+                addresses: &header[12..],
+                ports: ports.map(|at| (header[9], at)),
+                types: [HASH_IPV4, HASH_TCPV4, HASH_UDPV4],
+            }
         }
         ETHERTYPE_IPV6 => {
             let header: &[u8; 40] = packet.first_chunk()?;
-            (
-                &header[8..],
-                Some((header[6], &packet[40..])),
-                [HASH_IPV6, HASH_TCPV6, HASH_UDPV6],
-            )
+            let plain = Parts {
+                addresses: &header[8..],
+                ports: Some((header[6], &packet[40..])),
+                types: [HASH_IPV6, HASH_TCPV6, HASH_UDPV6],
+            };
+            if extension::is_one(header[6]) {
+                ends.copy_from_slice(&header[8..]);
+                let ports = extension::skip(header[6], &packet[40..], &mut ends);
+                let extended = Parts {
+                    addresses: &ends,
+                    ports,
+                    types: [HASH_IP_EX, HASH_TCP_EX, HASH_UDP_EX],
+                };
+                // Where those types are not wanted, the extension headers count for nothing.
+                let found = put(&extended, types, input);
+                return found.or_else(|| put(&Parts { ports, ..plain }, types, input));
+            }
+            plain
         }
         _ => return None,
     };
+    put(&parts, types, input)
+}
+
+/// Puts together what is hashed of these parts by the best of `types`.
+#[inline]
+fn put(parts: &Parts<'_>, types: u32, input: &mut [u8; INPUT_LEN]) -> Option<(usize, u32)> {
+    let Parts {
+        addresses,
+        ports,
+        types: [ip, tcp, udp],
+    } = *parts;
     input[..addresses.len()].copy_from_slice(addresses);
     let kind = match ports {
         Some((TCP, _)) => tcp,

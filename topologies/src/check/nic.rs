@@ -71,6 +71,11 @@ impl Checker<'_> {
                 ("promisc", place(nic.promisc.as_ref())),
             ],
         );
+        let control_queue = is_true(nic.control_queue.as_ref());
+        if control_queue && is_true(nic.isolate.as_ref()) {
+            let what = "a NIC with a process of its own";
+            self.not_for(what, &[("control_queue", place(nic.control_queue.as_ref()))]);
+        }
         let known: Vec<String> = self.switches.iter().map(|switch| switch.name.clone()).collect();
         let switch = self.switches.iter().find(|switch| switch.name == wanted.value);
         let switch_mtu = switch.map_or(vswitch::config::DEFAULT_MTU, |switch| switch.mtu);
@@ -100,6 +105,7 @@ impl Checker<'_> {
                 queues: self.number("queues", nic.queues, QUEUES).unwrap_or(1),
                 isolate: is_true(nic.isolate.as_ref()),
                 spoof: nic.spoof.is_none_or(|spoof| spoof.value),
+                control_queue,
             }),
         }
     }
@@ -111,6 +117,7 @@ impl Checker<'_> {
             &[
                 ("queues", place(nic.queues.as_ref())),
                 ("isolate", place(nic.isolate.as_ref())),
+                ("control_queue", place(nic.control_queue.as_ref())),
             ],
         );
         let name = vf.value.parse::<VfName>().unwrap_or_else(|error| {
@@ -162,6 +169,7 @@ impl Checker<'_> {
                     ("vlan", place(nic.vlan.as_ref())),
                     ("promisc", place(nic.promisc.as_ref())),
                     ("spoof", place(nic.spoof.as_ref())),
+                    ("control_queue", place(nic.control_queue.as_ref())),
                 ],
             );
             match pci.value.parse() {

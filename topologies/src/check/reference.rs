@@ -264,6 +264,12 @@ fn nic(least: &crate::lab::Nic) -> Section {
                 &"true on a switch, false for a virtual function",
                 "whether the machine may send from other addresses than the NIC's; where not, such frames are dropped and counted",
             ),
+            key(
+                "control_queue",
+                "`true`, `false`",
+                &false,
+                "on a switch: the switch serves the guest's control queue, so that the guest chooses what it receives (addresses, VLANs), how that is spread over its queue pairs and with which offloads; under QEMU, which answers that queue itself, without effect; not with `isolate`",
+            ),
         ],
         with_unknown_key: "switches: {}\nnodes: {n: {nics: [{?: 1}]}}",
     }

@@ -75,7 +75,7 @@ fn an_unknown_key_is_refused_at_every_level_with_the_nearest_one() {
     assert_eq!(
         problems_with("queues: 2", "queue: 2"),
         "x.lab.yaml:14:40: unknown key `queue`; did you mean `queues`? (keys known here: switch, vf, pci, mac, ip, queues, \
-         isolate, mtu, vlan, promisc, spoof)"
+         isolate, mtu, vlan, promisc, spoof, control_queue)"
     );
     assert_eq!(
         problems_with("image: base\n", "image: base\n    disks: [{file: x}]\n"),
@@ -247,6 +247,26 @@ fn a_nic_is_a_virtual_function_or_a_pci_device_as_well() {
     assert!(lab.warnings()[0].contains("NIC a-0: frames from other addresses go out"));
     let json = serde_json::to_string(&lab).expect("JSON");
     assert_eq!(serde_json::from_str::<Lab>(&json).expect("the same"), lab);
+}
+
+#[test]
+fn a_control_queue_is_served_on_a_switch_and_nowhere_else() {
+    for (nic, kind) in [
+        (
+            "{switch: lan, isolate: true, control_queue: true}",
+            "a NIC with a process of its own",
+        ),
+        ("{vf: eth0, control_queue: true}", "a virtual function"),
+        ("{pci: '02:00.0', control_queue: true}", "a PCI device"),
+    ] {
+        let problems = nic_problems(nic);
+        assert!(
+            problems.contains(&format!("{kind} has no `control_queue`; remove it")),
+            "{problems}"
+        );
+    }
+    let near = nic_problems("{switch: lan, control_que: true}");
+    assert!(near.contains("did you mean `control_queue`?"), "{near}");
 }
 
 #[test]

@@ -31,6 +31,10 @@ impl Engine for Vmm {
         &self.program
     }
 
+    fn forwards_control_queue(&self) -> bool {
+        true
+    }
+
     fn arguments(&self, node: &NodePlan) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = vec!["run".into()];
         let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);

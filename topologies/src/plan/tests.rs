@@ -23,7 +23,7 @@ nodes:
     cpus: 2
     cmdline: quiet
     nics:
-      - {switch: lan, ip: 10.0.0.1/24, queues: 2, mac: \"02:00:00:00:00:01\"}
+      - {switch: lan, ip: 10.0.0.1/24, queues: 2, control_queue: true, mac: \"02:00:00:00:00:01\"}
       - {switch: dmz, isolate: true, spoof: false, mac: \"02:00:00:00:00:02\"}
     disks: [{path: /dev/null, readonly: true}]
 ";
@@ -39,7 +39,7 @@ fn switches_come_first_then_the_processes_between_then_machines() {
         .join(" ");
     let expected = [
         "vswitch up t.lan --ageing 60 --fdb-size 1024 --on-full evict-lru --workers 2".to_owned(),
-        "vswitch port add t.lan a-0 --queues 2 --mac 02:00:00:00:00:01 --mtu 1500".to_owned(),
+        "vswitch port add t.lan a-0 --queues 2 --mac 02:00:00:00:00:01 --mtu 1500 --control-queue".to_owned(),
         "vswitch up t.dmz".to_owned(),
         "vswitch port add t.dmz a-1 --queues 1 --mac 02:00:00:00:00:02 --mtu 9000 --anti-spoof".to_owned(),
         "vhost-net-backend --socket /run/netyard/labs/t/nodes/a/isolate.1.sock \
@@ -61,7 +61,7 @@ fn switches_come_first_then_the_processes_between_then_machines() {
     let held: Vec<bool> = plan
         .switches
         .iter()
-        .map(|switch| switch.ports[0].request().anti_spoof)
+        .map(|switch| switch.ports[0].request(&Vmm::new("vmm")).anti_spoof)
         .collect();
     assert_eq!(held, [false, true]);
 }
@@ -76,10 +76,10 @@ fn qemu_gets_shared_memory_and_one_vhost_user_device_for_each_nic() {
          -object memory-backend-memfd,id=ram,size=512M,share=on ",
         "-chardev socket,id=port0,path=/run/netyard/vswitch/t.lan/ports/a-0.sock,reconnect-ms=200 \
          -netdev vhost-user,id=net0,chardev=port0,queues=2 \
-         -device virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,mq=on,vectors=6,romfile= ",
+         -device virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,mq=on,packed=on,vectors=6,romfile= ",
         "path=/run/netyard/labs/t/nodes/a/isolate.1.sock,reconnect-ms=200 \
          -netdev vhost-user,id=net1,chardev=port1,queues=1 \
-         -device virtio-net-pci,netdev=net1,mac=02:00:00:00:00:02,mq=off,vectors=4,romfile= ",
+         -device virtio-net-pci,netdev=net1,mac=02:00:00:00:00:02,mq=off,packed=on,vectors=4,romfile= ",
         "-device virtserialport,bus=agents.0,nr=8,chardev=agent7,name=netyard.agent.7 ",
         "-drive if=none,id=disk0,format=raw,readonly=on,file=/dev/null -device virtio-blk-pci,drive=disk0",
     ] {

@@ -27,8 +27,6 @@ use crate::control::ControlState;
 const RING_LEN: usize = 64;
 /// What marks a ring's part as written by a back-end that goes by this description of it.
 const WRITTEN: [u8; 4] = *b"NYt1";
-/// Where in a ring's part the place is.
-const PLACE: usize = 8;
 /// Bytes for what the driver has set, twice: one is valid while the other is written.
 const CONTROL_LEN: usize = 16 << 10;
 /// Sequence number and length, before the text.
@@ -60,24 +58,31 @@ impl Taken {
     /// The chains before `place` ([`Queue::next_avail`]) are about to be delivered.
     #[inline]
     pub fn note(&self, place: u16) {
-        self.part().write_array(PLACE, &place.to_le_bytes());
+        let [m0, m1, m2, m3] = WRITTEN;
+        let [p0, p1] = place.to_le_bytes();
+        self.part().write_array(0, &[m0, m1, m2, m3, p0, p1, 0, 0]);
     }
 
     /// The place noted, if any was.
     fn place(&self) -> Option<u16> {
-        let (mut mark, mut place) = ([0; 4], [0; 2]);
-        self.part().read_to(0, &mut mark);
-        self.part().read_to(PLACE, &mut place);
-        (mark == WRITTEN).then(|| u16::from_le_bytes(place))
+        let mut noted = [0; 8];
+        self.part().read_to(0, &mut noted);
+        match noted {
+            [m0, m1, m2, m3, p0, p1, ..] if [m0, m1, m2, m3] == WRITTEN => Some(u16::from_le_bytes([p0, p1])),
+            _ => None,
+        }
     }
 
-    /// Returns what was delivered already, and notes the place from now on.
+    /// Returns what was delivered already. Nothing is noted from then on until the data plane does.
     fn go_on(&self, queue: &mut Queue) {
         if let Some(place) = self.place() {
             return_taken(queue, place);
         }
-        self.note(queue.next_avail());
-        self.part().write_array(0, &WRITTEN);
+        self.forget();
+    }
+
+    fn forget(&self) {
+        self.part().write_array(0, &[0; 8]);
     }
 }
 
@@ -162,7 +167,7 @@ impl Inflight {
 
     /// A ring was stopped with nothing under way: it may be another when it starts again.
     pub(super) fn forget(&self, ring: u16) {
-        self.taken(ring).part().write_array(0, &[0; 4]);
+        self.taken(ring).forget();
     }
 
     fn control(&self, half: u64) -> GuestSlice<'_> {

@@ -174,3 +174,82 @@ fn what_is_cut_short_has_no_hash_and_does_no_harm() {
         Hash::default()
     );
 }
+
+/// The packet of a published vector over IPv6, from other ends than the header says, which the extension headers tell.
+fn roaming(protocol: u8) -> (Vec<u8>, u32, u32) {
+    let (to, to_port, from, from_port, addresses, ports) = VECTORS[5];
+    let at = |text: &str| match text.parse().unwrap() {
+        IpAddr::V6(ip) => ip.octets(),
+        IpAddr::V4(_) => panic!("an address of IPv6"),
+    };
+    let whole = frame(
+        0,
+        ("2001:db8::1".parse().unwrap(), to_port),
+        ("2001:db8::2".parse().unwrap(), from_port),
+        0,
+    );
+    let mut packet = whole[..54].to_vec();
+    // Hop-by-hop options that are padding; the home address behind padding; the routing header of type 2; no fragment.
+    packet.extend([60, 0, 1, 4, 0, 0, 0, 0]);
+    packet.extend([43, 2, 1, 0, 201, 16]);
+    packet.extend(at(from));
+    packet.extend([0, 0]);
+    packet.extend([44, 2, 2, 1, 0, 0, 0, 0]);
+    packet.extend(at(to));
+    packet.extend([protocol, 0, 0, 0, 0, 0, 0, 9]);
+    packet.extend(&whole[54..]);
+    (packet, addresses, ports)
+}
+
+#[test]
+fn extension_headers_say_the_addresses_where_that_is_wanted() {
+    let hash = Toeplitz::new(&KEY);
+    for (protocol, kind, report) in [(TCP, HASH_TCP_EX, 8), (UDP, HASH_UDP_EX, 9)] {
+        let (packet, addresses, ports) = roaming(protocol);
+        let of = |types| {
+            let hash = hash.of_frame(&packet, types);
+            (hash.value, hash.report)
+        };
+        assert_eq!(of(SUPPORTED), (ports, report));
+        assert_eq!(of(kind), (ports, report));
+        assert_eq!(of(HASH_IP_EX), (addresses, 7));
+        assert_eq!(of(SUPPORTED & !kind), (addresses, 7));
+        // Else they count for nothing: the packet is as it would be without them.
+        let without = [
+            &packet[..20],
+            &[protocol],
+            &packet[21..54],
+            &packet[packet.len() - 20..],
+        ]
+        .concat();
+        let plain = SUPPORTED & !(HASH_IP_EX | HASH_TCP_EX | HASH_UDP_EX);
+        assert_eq!(hash.of_frame(&packet, plain), hash.of_frame(&without, plain));
+        assert_eq!(hash.of_frame(&packet, plain).report, report - 3);
+        // A packet without such headers has the types without.
+        assert_eq!(hash.of_frame(&without, SUPPORTED).report, report - 3);
+        assert_eq!(hash.of_frame(&without, HASH_IP_EX | kind), Hash::default());
+        // A fragment has no ports.
+        let mut fragment = packet.clone();
+        let at = fragment.len() - 20 - 5;
+        fragment[at] = 1;
+        let of = hash.of_frame(&fragment, SUPPORTED);
+        assert_eq!((of.value, of.report), (addresses, 7));
+    }
+}
+
+#[test]
+fn extension_headers_may_end_anywhere_and_go_on_for_ever() {
+    let hash = Toeplitz::new(&KEY);
+    let (packet, ..) = roaming(TCP);
+    for len in 54..packet.len() {
+        let report = hash.of_frame(&packet[..len], SUPPORTED).report;
+        assert_eq!(report, if len < packet.len() - 16 { 7 } else { 8 });
+    }
+    let mut endless = packet[..54].to_vec();
+    endless.extend([0; 4096]);
+    assert_eq!(hash.of_frame(&endless, SUPPORTED).report, 7);
+    for filler in 1..=255 {
+        endless[54..].fill(filler);
+        let _ = hash.of_frame(&endless, SUPPORTED);
+    }
+}

@@ -54,7 +54,7 @@ fn what_was_delivered_is_not_delivered_again() {
         }
         // The one that died had taken three, and nobody knows how far it came with them.
         let wrap = if features == 0 { 0_u16 } else { 1 << 15 };
-        write(&a, 64 + 8, &(13 + wrap).to_le_bytes());
+        write(&a, 64 + 4, &(13 + wrap).to_le_bytes());
         a.reconnect(&net.socket("a"));
         for tag in 13..15 {
             b.expect(&frame(BROADCAST, mac(1), tag, 60));
@@ -63,7 +63,7 @@ fn what_was_delivered_is_not_delivered_again() {
         // A place that cannot be of this ring is none.
         cut(&net, "a", &a);
         a.send(0, &frame(BROADCAST, mac(1), 15, 60));
-        write(&a, 64 + 8, &(200 + wrap).to_le_bytes());
+        write(&a, 64 + 4, &(200 + wrap).to_le_bytes());
         a.reconnect(&net.socket("a"));
         b.expect(&frame(BROADCAST, mac(1), 15, 60));
         assert_eq!(net.total_drops("a") + net.total_drops("b"), 0);
