@@ -63,9 +63,12 @@ pub(crate) fn comes_to_reach_nothing(rig: &Rig<'_>, device: &str) {
 fn guest_pages(rig: &Rig<'_>, vmm: &str) -> Vec<u64> {
     const PRESENT: u64 = 1 << 63;
     const FRAME: u64 = (1 << 55) - 1;
+    // Of the mappings of this memory, the devices' is the one that is there as a whole.
     let script = format!(
         "cd /proc/{vmm}; \
-         set -- $(sed -n 's/^\\([0-9a-f]*\\)-\\([0-9a-f]*\\) .*memfd:netyard-ram.*/0x\\1 0x\\2/p' maps); [ $# = 2 ] && \
+         set -- $(busybox awk '/^[0-9a-f]+-/ {{ range = /memfd:netyard-ram/ ? $1 : \"\" }} /^Size:/ {{ size = $2 }} \
+         /^Rss:/ && range != \"\" && $2 == size {{ split(range, ends, \"-\"); print \"0x\" ends[1], \"0x\" ends[2]; exit }}' smaps); \
+         [ $# = 2 ] && \
          dd if=pagemap bs=65536 iflag=skip_bytes,count_bytes skip=$(($1 / 512)) count=$((($2 - $1) / 512)) 2>/dev/null"
     );
     let output = bin::finish(&mut rig.lab.on_host(&["sh", "-c", &script]));

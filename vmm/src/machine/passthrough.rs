@@ -155,7 +155,13 @@ impl Passthrough {
 
     /// Puts devices into slots, which are returned: functions of one device into one. On failure none is there.
     pub fn add(self: &Arc<Self>, sources: &[Source]) -> Result<Vec<u8>, PassthroughError> {
-        let mut inner = self.lock();
+        // The host may offer a device again before the VM has seen the end of giving it back.
+        let names: Vec<String> = sources.iter().map(Source::name).collect();
+        let closing = |inner: &mut Inner| inner.closing.iter().any(|name| names.contains(name));
+        let (mut inner, _) = self
+            .gone
+            .wait_timeout_while(self.lock(), PATIENCE, closing)
+            .unwrap_or_else(PoisonError::into_inner);
         let mut slots = Vec::new();
         let mut devices = Vec::new();
         let result = self.fill(&mut inner, sources, &mut slots, &mut devices);
