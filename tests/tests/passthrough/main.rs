@@ -47,13 +47,13 @@ fn e2e_vfio_devices_come_work_and_go() {
             ("taken back", |rig| the_host_takes_a_vf_back(rig)),
             ("drive", |rig| a_drive_is_written(rig)),
             ("interrupts", |rig| a_nic_interrupts_by_pin_and_by_message(rig)),
-            ("no answer", |rig| faults::a_device_that_is_gone_is_given_up(rig)),
             ("whole NIC", |rig| a_whole_nic_interrupts_every_cpu(rig)),
             ("pair", |rig| a_device_of_two_functions(rig)),
+            ("refusals", |rig| refusals(rig)),
+            ("no answer", |rig| faults::a_device_that_is_gone_is_given_up(rig)),
             ("pulled out", |rig| {
                 faults::a_slot_is_emptied_while_its_nic_is_in_use(rig);
             }),
-            ("refusals", |rig| refusals(rig)),
             ("killed", |rig| a_killed_vmm_leaves_a_device_that_works(rig)),
         ],
     );
