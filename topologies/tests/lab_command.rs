@@ -169,7 +169,7 @@ fn a_file_with_faults_is_refused_with_their_places() {
     assert_eq!(
         text,
         "lab: x.lab.yaml:4:15: unknown key `swich`; did you mean `switch`? (keys known here: switch, vf, pci, mac, \
-         ip, queues, isolate, mtu, vlan, promisc, spoof)\n"
+         ip, queues, isolate, mtu, vlan, promisc, spoof, control_queue)\n"
     );
     assert!(
         place

@@ -111,7 +111,7 @@ fn values_have_to_make_sense_and_change_nothing_otherwise() {
         assert_eq!(send(&mut state, command), None, "{command:?}");
     }
     for bad in [
-        rss(1 << 6, 0, 0, &[0], 1, &[1; 40]),
+        rss(1 << 9, 0, 0, &[0], 1, &[1; 40]),
         rss(1, 2, 0, &[0, 0, 0], 1, &[1; 40]),
         rss(1, 255, 0, &[0; 256], 1, &[1; 40]),
         rss(1, 0xffff, 0, &[0; 4], 1, &[1; 40]),

@@ -146,7 +146,7 @@ fn frames_go_where_the_guest_wants_them_and_say_their_hash() {
         .1;
     assert_eq!(
         config.split_off(17),
-        [40, 128, 0, 0x3f, 0, 0, 0],
+        [40, 128, 0, 0xff, 1, 0, 0],
         "what is possible"
     );
     let key: [u8; KEY_LEN] = std::array::from_fn(|at| u8::try_from(at * 37 % 251).unwrap());
