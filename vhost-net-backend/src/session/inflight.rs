@@ -205,13 +205,14 @@ impl Inflight {
 
     /// Keeps what the driver has set; what was kept before stays until that is done.
     pub(super) fn keep(&mut self, state: &ControlState) {
-        self.number = self.number.wrapping_add(1);
         let Ok(text) = serde_json::to_vec(state) else {
             return;
         };
         if text.len() > CONTROL_LEN - CONTROL_HEAD {
             return;
         }
+        // The other half from now on; only for what is written, or the next would be written over the one that is valid.
+        self.number = self.number.wrapping_add(1);
         let slice = self.control(self.number);
         // Without a length it is nothing, until all of it is there.
         slice.write_array(8, &[0; 8]);
