@@ -5,7 +5,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use netyard_testkit::endpoint::{Endpoint, EndpointError, Options};
+use netyard_testkit::endpoint::{Endpoint, EndpointError, Options, Queue};
 use virtio::memory::GuestSlice;
 use virtio::net::{HEADER_LEN, NetHeader};
 use virtio::split::driver::Buffer;
@@ -13,9 +13,9 @@ use virtio::split::driver::Buffer;
 use super::frame::expect_mark;
 
 /// Receive buffers that are posted at once where the ring is long enough.
-const BATCH: usize = 32;
+const BATCH: usize = 64;
 /// Received frames that are asked of the cache before the first of them is looked at.
-const AHEAD: usize = 64;
+pub const AHEAD: usize = 64;
 
 /// Who opens the socket.
 #[derive(Debug)]
@@ -189,15 +189,15 @@ impl Port {
         mut free: impl FnMut(u16, GuestSlice<'_>),
     ) -> Result<(), PortError> {
         let Endpoint { map, queues, .. } = &mut self.endpoint;
-        let queue = &mut queues[pair * 2 + 1];
-        while let Some((token, _)) = queue.driver.pop_used().map_err(EndpointError::from)? {
-            // Tokens are slots that were pushed.
-            let slot = u16::try_from(token).unwrap_or(0);
-            let buffer = queue.buffer(slot);
+        let Queue { driver, places, .. } = &mut queues[pair * 2 + 1];
+        let free = |token, _| {
+            let slot = slot_of(token);
+            let buffer = places.buffer(slot);
             if let Some(memory) = map.slice(buffer.addr, buffer.len as usize) {
                 free(slot, memory);
             }
-        }
+        };
+        driver.pop_each(usize::MAX, free).map_err(EndpointError::from)?;
         Ok(())
     }
 
@@ -206,22 +206,31 @@ impl Port {
         self.endpoint.queues[pair * 2 + 1].driver.in_flight() == 0
     }
 
-    /// Has `fill` write to a slot, and gives the first `len` bytes of it to the device, to be seen with [`Port::publish`]; false when
-    /// the ring is full.
+    /// Gives the device slots, each after `fill` has written to it and said how many bytes of it to send, to be seen with
+    /// [`Port::publish`]. Takes no more of them than the ring has room for; returns how many.
     #[inline]
-    pub fn push(&mut self, pair: usize, slot: u16, len: u32, fill: impl FnOnce(GuestSlice<'_>)) -> bool {
+    pub fn push(
+        &mut self,
+        pair: usize,
+        slots: impl IntoIterator<Item = u16>,
+        mut fill: impl FnMut(u16, GuestSlice<'_>) -> u32,
+    ) -> usize {
         let Endpoint { map, queues, .. } = &mut self.endpoint;
-        let queue = &mut queues[pair * 2 + 1];
-        let buffer = queue.buffer(slot);
-        let Some(memory) = map.slice(buffer.addr, buffer.len as usize) else {
-            return false;
-        };
-        fill(memory);
-        let buffer = Buffer {
-            len: len.min(buffer.len),
-            ..buffer
-        };
-        queue.driver.push(&[buffer], &[], u64::from(slot)).is_ok()
+        let Queue { driver, places, .. } = &mut queues[pair * 2 + 1];
+        let chains = slots.into_iter().map(|slot| {
+            let mut buffer = places.buffer(slot);
+            let filled = map
+                .slice(buffer.addr, buffer.len as usize)
+                .map(|memory| fill(slot, memory));
+            buffer.len = filled.unwrap_or(0).min(buffer.len);
+            (buffer, u64::from(slot))
+        });
+        driver.push_each(false, chains)
+    }
+
+    /// How many slots [`Port::push`] has room for.
+    pub fn room(&self, pair: usize) -> usize {
+        usize::from(self.endpoint.queues[pair * 2 + 1].driver.free_descriptors())
     }
 
     /// Gives the device a chain of any buffers, whatever they are; for frames with errors.
@@ -277,19 +286,29 @@ impl Port {
             }
         } else {
             // First all places, then all frames: those come from the cache of another CPU, and should be on their way by then.
-            let mut frames = [None; AHEAD];
-            for frame in frames.iter_mut().take(limit) {
-                let Some((buffer, len)) = queue.take().map_err(EndpointError::from)? else {
-                    break;
-                };
-                taken += 1;
-                *frame = map.slice(buffer.addr, len as usize);
-                if let Some(slot) = frame {
-                    expect_mark(*slot);
+            let mut arrived = [(0, 0); AHEAD];
+            let Queue {
+                driver, places, free, ..
+            } = queue;
+            let mut place = arrived.iter_mut();
+            let note = |token, len| {
+                let slot = slot_of(token);
+                free.push(slot);
+                let addr = places.buffer(slot).addr;
+                if let Some(frame) = map.slice(addr, len as usize) {
+                    expect_mark(frame);
                 }
-            }
-            for slot in frames.into_iter().take(taken).flatten() {
-                see(slot, slot.len());
+                if let Some(place) = place.next() {
+                    *place = (addr, len);
+                }
+            };
+            taken = driver
+                .pop_each(limit.min(AHEAD), note)
+                .map_err(EndpointError::from)?;
+            for (addr, len) in arrived.into_iter().take(taken) {
+                if let Some(frame) = map.slice(addr, len as usize) {
+                    see(frame, len as usize);
+                }
             }
         }
         // In batches, so that the ring's lines do not go to and fro between the processors for every frame.
@@ -298,6 +317,12 @@ impl Port {
         }
         Ok(taken)
     }
+}
+
+/// The slot that a token stands for: tokens are slots that were pushed.
+#[inline]
+fn slot_of(token: u64) -> u16 {
+    u16::try_from(token).unwrap_or(0)
 }
 
 fn start(stream: UnixStream, reach: &Reach, options: Options) -> Result<Endpoint, EndpointError> {

@@ -3,14 +3,16 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use virtio::memory::GuestSlice;
+
 use super::frame::{self, Placed};
 use super::outcome::{Outcome, as_f64};
-use super::port::{Port, PortError};
+use super::port::{AHEAD, Port, PortError};
 use super::seen::{Seen, nanoseconds};
-use super::stream::{Destination, Stream};
+use super::stream::{Addresses, Destination, Stream};
 
 /// Frames handed over at once by one queue pair.
-const BURST: usize = 32;
+const BURST: usize = 64;
 /// How long nothing may arrive, after the back-end took the last frame, before what is missing counts as lost.
 const QUIET: Duration = Duration::from_millis(50);
 /// How long a back-end may take for the frames that it was given; in a network with a loop they never end.
@@ -131,7 +133,7 @@ impl Plan {
     ) -> Result<(), PortError> {
         for (number, port) in (0_u16..).zip(ports) {
             let drain = self.drains.iter().position(|(slow, _)| *slow == number);
-            let limit = drain.map_or(BURST * 2, |at| {
+            let limit = drain.map_or(AHEAD, |at| {
                 behind(
                     self.drains[at].1 * elapsed.as_secs_f64(),
                     drained[at],
@@ -247,7 +249,7 @@ struct Sender {
     port: usize,
     pair: usize,
     lanes: Vec<Lane>,
-    /// The lane that each slot belongs to.
+    /// The lane that each slot belongs to, where there are several.
     owners: Vec<usize>,
     /// The frame that lies in each slot.
     placed: Vec<Placed>,
@@ -301,13 +303,23 @@ impl Sender {
             pair,
             ..
         } = self;
-        port.reclaim(*pair, |slot, memory| {
-            let at = usize::from(slot);
-            if let (Some(owner), Some(frame)) = (owners.get(at), placed.get(at)) {
-                lanes[*owner].slots.push_back(slot);
-                frame.expect_stamp(memory);
-            }
-        })?;
+        if let [lane] = &mut lanes[..] {
+            // Nearly always there is only one.
+            port.reclaim(*pair, |slot, memory| {
+                if let Some(frame) = placed.get(usize::from(slot)) {
+                    lane.slots.push_back(slot);
+                    frame.expect_stamp(memory);
+                }
+            })?;
+        } else {
+            port.reclaim(*pair, |slot, memory| {
+                let at = usize::from(slot);
+                if let (Some(owner), Some(frame)) = (owners.get(at), placed.get(at)) {
+                    lanes[*owner].slots.push_back(slot);
+                    frame.expect_stamp(memory);
+                }
+            })?;
+        }
         Ok(port.is_idle(*pair))
     }
 
@@ -338,38 +350,42 @@ impl Sender {
                 }
                 Some(rate) => behind(plan.target(rate, elapsed), lane.sent, BURST as u64),
             };
-            for _ in 0..(due.min(share) as u64).min(left) {
-                let Some(slot) = lane.slots.pop_front() else { break };
-                let frame = placed[usize::from(slot)];
-                // Sequence numbers wrap at 2³², so the mask leaves what fits.
-                let sequence = u32::try_from(lane.sent & u64::from(u32::MAX)).unwrap_or(0);
-                let pushed = port.push(*pair, slot, frame.len, |memory| {
-                    frame.stamp(memory, sequence, sent_ns);
-                    if let Some(addresses) = stream.addresses {
-                        let turn = sequence % addresses.count.max(1);
-                        let [source, destination] = [
-                            (addresses.sources, frame::mac(stream.from)),
-                            (addresses.destinations, receiver(stream)),
-                        ]
-                        .map(|(first, own)| {
-                            first.map_or(own, |first| frame::extra_mac(first.wrapping_add(turn)))
-                        });
-                        frame.readdress(memory, source, destination);
-                    }
-                });
-                if !pushed {
-                    lane.slots.push_front(slot);
-                    break;
-                }
-                lane.sent += 1;
-                any = true;
+            let due = due.min(share).min(lane.slots.len()).min(port.room(*pair));
+            // As many slots are at hand, which fits.
+            let due = usize::try_from((due as u64).min(left)).unwrap_or(due);
+            if due == 0 {
+                continue;
             }
+            let mut number = lane.sent;
+            lane.sent += port.push(*pair, lane.slots.drain(..due), |slot, memory| {
+                // Sequence numbers wrap at 2³², so the mask leaves what fits.
+                let sequence = u32::try_from(number & u64::from(u32::MAX)).unwrap_or(0);
+                number += 1;
+                let frame = placed[usize::from(slot)];
+                frame.stamp(memory, sequence, sent_ns);
+                if let Some(addresses) = stream.addresses {
+                    readdress(frame, memory, stream, addresses, sequence);
+                }
+                frame.len
+            }) as u64;
+            any = true;
         }
         if any {
             port.publish(*pair)?;
         }
         Ok(done)
     }
+}
+
+/// Gives a frame the addresses whose turn it is.
+fn readdress(frame: Placed, memory: GuestSlice<'_>, stream: &Stream, addresses: Addresses, sequence: u32) {
+    let turn = sequence % addresses.count.max(1);
+    let [source, destination] = [
+        (addresses.sources, frame::mac(stream.from)),
+        (addresses.destinations, receiver(stream)),
+    ]
+    .map(|(first, own)| first.map_or(own, |first| frame::extra_mac(first.wrapping_add(turn))));
+    frame.readdress(memory, source, destination);
 }
 
 fn receiver(stream: &Stream) -> [u8; 6] {

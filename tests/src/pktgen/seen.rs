@@ -3,17 +3,13 @@
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use virtio::memory::GuestSlice;
 use virtio::net::HEADER_LEN;
 
-use super::frame;
+use super::frame::{self, Mark};
 use super::outcome::{Outcome, StreamOutcome, histogram};
-use super::port::{Port, PortError};
+use super::port::{AHEAD, Port, PortError};
 use super::sequence::Sequence;
 use super::stream::{Destination, Stream};
-
-/// Frames taken from a queue at once.
-const BURST: usize = 64;
 
 /// Which port a stream's frames belong at.
 #[derive(Debug, Clone, Copy)]
@@ -22,12 +18,26 @@ enum Target {
     AllBut(u16),
 }
 
-/// Frames of one stream that were sent at the same time and arrived at the same time.
+/// Frames of one stream that were sent at the same time and arrived together, numbered one after another.
 #[derive(Debug, Clone, Copy, Default)]
-struct Batch {
-    stream: usize,
+struct Run {
+    stream: u16,
     sent_ns: u64,
-    count: u64,
+    first: u32,
+    count: u32,
+}
+
+impl Run {
+    /// Adds the next frame, if that is what it is.
+    #[inline]
+    fn join(&mut self, mark: Mark) -> bool {
+        let next = mark.stream == self.stream
+            && mark.sent_ns == self.sent_ns
+            && mark.sequence == self.first.wrapping_add(self.count)
+            && self.count > 0;
+        self.count += u32::from(next);
+        next
+    }
 }
 
 /// When frames of a stream arrived, in nanoseconds since the run began.
@@ -87,52 +97,48 @@ impl Seen {
         for pair in 0..port.pairs() {
             // The clock is read once a burst, and not for an empty queue.
             let mut now = None;
-            let mut batch = Batch::default();
-            sum += port.receive(pair, limit.min(BURST), |slot, len| {
+            let mut run = Run::default();
+            sum += port.receive(pair, limit.min(AHEAD), |slot, len| {
                 let now = *now.get_or_insert_with(|| nanoseconds(self.start.elapsed()));
-                self.see(number, slot, len, now, &mut batch);
+                self.octets += len.saturating_sub(HEADER_LEN) as u64;
+                let Some(mark) = frame::mark_of(slot) else { return };
+                if !run.join(mark) {
+                    self.record(number, run, now);
+                    run = Run {
+                        stream: mark.stream,
+                        sent_ns: mark.sent_ns,
+                        first: mark.sequence,
+                        count: 1,
+                    };
+                }
             })?;
             if let Some(now) = now {
-                self.record(batch, now);
+                self.record(number, run, now);
             }
         }
         Ok(sum)
     }
 
-    #[inline]
-    fn see(&mut self, here: u16, slot: GuestSlice<'_>, len: usize, now: u64, batch: &mut Batch) {
-        self.octets += len.saturating_sub(HEADER_LEN) as u64;
-        let Some(mark) = frame::mark_of(slot) else { return };
-        let stream = usize::from(mark.stream);
+    /// Notes that frames arrived at port `here`.
+    fn record(&mut self, here: u16, run: Run, now: u64) {
+        if run.count == 0 {
+            return;
+        }
+        let stream = usize::from(run.stream);
         let place = match self.targets.get(stream) {
             Some(Target::Port(port)) if *port == here => self.first[stream],
             Some(Target::AllBut(from)) if *from != here => self.first[stream] + usize::from(here),
             _ => {
-                self.misdelivered += 1;
+                self.misdelivered += u64::from(run.count);
                 return;
             }
         };
-        if self.sequences[place].see(mark.sequence) {
-            self.arrivals[stream].last_gap = Some(mark.sent_ns);
+        let arrivals = &mut self.arrivals[stream];
+        if self.sequences[place].see_run(run.first, run.count) {
+            arrivals.last_gap = Some(run.sent_ns);
         }
-        if batch.stream != stream || batch.sent_ns != mark.sent_ns {
-            self.record(*batch, now);
-            *batch = Batch {
-                stream,
-                sent_ns: mark.sent_ns,
-                count: 0,
-            };
-        }
-        batch.count += 1;
-    }
-
-    fn record(&mut self, batch: Batch, now: u64) {
-        if batch.count == 0 {
-            return;
-        }
-        let latency = now.saturating_sub(batch.sent_ns).max(1);
-        self.latency[batch.stream].saturating_record_n(latency, batch.count);
-        let arrivals = &mut self.arrivals[batch.stream];
+        let latency = now.saturating_sub(run.sent_ns).max(1);
+        self.latency[stream].saturating_record_n(latency, u64::from(run.count));
         if let Some(last) = arrivals.last {
             arrivals.longest_silence = arrivals.longest_silence.max(now.saturating_sub(last));
         }

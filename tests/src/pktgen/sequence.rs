@@ -43,6 +43,21 @@ impl Sequence {
         self.see_out_of_order(number)
     }
 
+    /// Takes note of `count` frames that came one after another, numbered from `first` on; true when frames before one of them are
+    /// missing so far.
+    #[inline]
+    pub fn see_run(&mut self, first: u32, count: u32) -> bool {
+        if first == self.next {
+            self.next = first.wrapping_add(count);
+            self.set_run(first, count);
+            self.received += u64::from(count);
+            return false;
+        }
+        (0..count).fold(false, |missing, ahead| {
+            self.see(first.wrapping_add(ahead)) | missing
+        })
+    }
+
     fn see_out_of_order(&mut self, number: u32) -> bool {
         let ahead = number.wrapping_sub(self.next);
         if ahead < u32::MAX / 2 {
@@ -77,6 +92,19 @@ impl Sequence {
         self.seen[word] |= bit;
     }
 
+    /// Sets the bits of `count` numbers, a word at a time.
+    #[inline]
+    fn set_run(&mut self, first: u32, count: u32) {
+        let (mut at, mut left) = (first, count);
+        while left > 0 {
+            let (word, _) = Self::place(at);
+            let here = left.min(64 - at % 64);
+            self.seen[word] |= u64::MAX >> (64 - here) << (at % 64);
+            at = at.wrapping_add(here);
+            left -= here;
+        }
+    }
+
     fn clear(&mut self, number: u32) {
         let (word, bit) = Self::place(number);
         self.seen[word] &= !bit;
@@ -106,6 +134,31 @@ mod tests {
         assert_eq!(after([0, 2, 1, 3]), (4, 0, 1));
         assert_eq!(after([0, 1, 1, 2, 0]), (3, 2, 0));
         assert_eq!(after([0, 5, 4, 5]), (3, 1, 1));
+    }
+
+    #[test]
+    fn a_run_counts_as_its_numbers_one_by_one() {
+        let runs = [
+            (0, 1),
+            (1, 63),
+            (64, 64),
+            (130, 200),
+            (128, 2),
+            (328, 4),
+            (WINDOW * 3 + 7, 129),
+            (u32::MAX - 70, 140),
+            (3, 70),
+        ];
+        let (mut whole, mut single) = (Sequence::default(), Sequence::default());
+        for (first, count) in runs {
+            let missing = whole.see_run(first, count);
+            let one_by_one: Vec<bool> = (0..count)
+                .map(|ahead| single.see(first.wrapping_add(ahead)))
+                .collect();
+            assert_eq!(missing, one_by_one.contains(&true), "{first}, {count}");
+            let state = |of: &Sequence| (of.next, of.received, of.duplicates, of.reordered, of.seen.clone());
+            assert!(state(&whole) == state(&single), "{first}, {count}");
+        }
     }
 
     #[test]

@@ -107,14 +107,38 @@ pub struct Queue {
     pub call: EventFd,
     /// Where the rings are.
     pub config: QueueConfig,
-    buffers: u64,
+    /// Where its buffers are.
+    pub places: Places,
+    /// Buffers that the device does not have.
+    pub free: Vec<u16>,
+}
+
+/// Where the buffers of a queue are.
+#[derive(Debug, Clone, Copy)]
+pub struct Places {
+    first: u64,
     buffer_len: u32,
     headroom: u32,
     regions: u16,
     /// From the start of one region to the start of the next.
     region_step: u64,
-    /// Buffers that the device does not have.
-    pub free: Vec<u16>,
+}
+
+impl Places {
+    /// The buffer with this number.
+    #[inline]
+    pub fn buffer(&self, slot: u16) -> Buffer {
+        let (region, place) = if self.regions == 1 {
+            (0, slot)
+        } else {
+            (slot % self.regions, slot / self.regions)
+        };
+        let at = u64::from(place) * u64::from(self.buffer_len) + u64::from(self.headroom);
+        Buffer {
+            addr: self.first + u64::from(region) * self.region_step + at,
+            len: self.buffer_len - self.headroom,
+        }
+    }
 }
 
 impl Endpoint {
@@ -319,13 +343,8 @@ impl Endpoint {
         };
         self.frontend.get_vring_base(index).map_err(failed)?;
         self.frontend.set_vring_enable(index, false).map_err(failed)?;
-        let Queue {
-            config,
-            buffer_len,
-            region_step,
-            ..
-        } = &self.queues[index];
-        let (at, buffer_len, region_step) = (config.desc, *buffer_len, *region_step);
+        let Queue { config, places, .. } = &self.queues[index];
+        let (at, buffer_len, region_step) = (config.desc, places.buffer_len, places.region_step);
         let len = usize::try_from(RingLayout::new(config.size).len).unwrap_or(0);
         if let Some(ring) = self.map.slice(at, len) {
             ring.write_from(0, &vec![0; len]);
@@ -452,11 +471,13 @@ impl Queue {
             kick: EventFd::new(EFD_NONBLOCK)?,
             call: EventFd::new(EFD_NONBLOCK)?,
             config,
-            buffers: at + layout.len.next_multiple_of(4096),
-            buffer_len,
-            headroom: options.headroom.min(buffer_len),
-            regions: options.regions.max(1),
-            region_step,
+            places: Places {
+                first: at + layout.len.next_multiple_of(4096),
+                buffer_len,
+                headroom: options.headroom.min(buffer_len),
+                regions: options.regions.max(1),
+                region_step,
+            },
             free: (0..size).rev().collect(),
         })
     }
@@ -464,16 +485,7 @@ impl Queue {
     /// The buffer with this number.
     #[inline]
     pub fn buffer(&self, slot: u16) -> Buffer {
-        let (region, place) = if self.regions == 1 {
-            (0, slot)
-        } else {
-            (slot % self.regions, slot / self.regions)
-        };
-        let at = u64::from(place) * u64::from(self.buffer_len) + u64::from(self.headroom);
-        Buffer {
-            addr: self.buffers + u64::from(region) * self.region_step + at,
-            len: self.buffer_len - self.headroom,
-        }
+        self.places.buffer(slot)
     }
 
     #[inline]
@@ -486,10 +498,10 @@ impl Queue {
 
     /// Takes back what the device has used.
     pub fn reclaim(&mut self) -> Result<(), RingError> {
-        while let Some((slot, _)) = self.driver.pop_used()? {
-            self.give_back(slot);
-        }
-        Ok(())
+        let Self { driver, free, .. } = self;
+        // Tokens are slots that this queue handed out.
+        let give_back = |token, _| free.push(u16::try_from(token).unwrap_or(0));
+        driver.pop_each(usize::MAX, give_back).map(drop)
     }
 
     /// Takes the next used buffer back, and the length the device wrote to it.
@@ -504,16 +516,12 @@ impl Queue {
 
     /// Gives every free buffer to the device, to be written.
     pub fn post(&mut self) -> Result<(), EndpointError> {
+        let places = self.places;
+        let Self { driver, free, .. } = self;
         // In the order in which they came back, so that each round of the ring is like the one before.
-        let mut posted = 0;
-        for &slot in &self.free {
-            let buffer = self.buffer(slot);
-            if self.driver.push(&[], &[buffer], u64::from(slot)).is_err() {
-                break;
-            }
-            posted += 1;
-        }
-        self.free.drain(..posted);
+        let buffers = free.iter().map(|&slot| (places.buffer(slot), u64::from(slot)));
+        let posted = driver.push_each(true, buffers);
+        free.drain(..posted);
         Ok(self.publish()?)
     }
 

@@ -69,6 +69,12 @@ impl DriverQueue {
         either!(self, q => q.push(readable, writable, token))
     }
 
+    /// Makes chains of one buffer each, as [`split::driver::DriverQueue::push_each`] does.
+    #[inline]
+    pub fn push_each(&mut self, writable: bool, chains: impl IntoIterator<Item = (Buffer, u64)>) -> usize {
+        either!(self, q => q.push_each(writable, chains))
+    }
+
     /// Shows the device everything pushed since the last time. True when it wants a kick.
     #[inline]
     pub fn publish(&mut self) -> bool {
@@ -79,6 +85,12 @@ impl DriverQueue {
     #[inline]
     pub fn pop_used(&mut self) -> Result<Option<(u64, u32)>, RingError> {
         either!(self, q => q.pop_used())
+    }
+
+    /// Takes used chains back, as [`split::driver::DriverQueue::pop_each`] does.
+    #[inline]
+    pub fn pop_each(&mut self, most: usize, each: impl FnMut(u64, u32)) -> Result<usize, RingError> {
+        either!(self, q => q.pop_each(most, each))
     }
 
     /// Asks the device not to interrupt: the driver end polls.

@@ -2,6 +2,8 @@
 //!
 //! What the device may write is never trusted: which descriptors are free and what is outstanding is kept in private memory.
 
+mod bursts;
+
 use std::num::NonZeroU16;
 use std::sync::Arc;
 

@@ -16,6 +16,11 @@ enum Op {
         readable: Vec<u32>,
         writable: Vec<u32>,
     },
+    /// Single buffers, all to be read or all to be written.
+    PushEach {
+        writable: bool,
+        lens: Vec<u32>,
+    },
     PublishAvailable,
     /// Pops, and puts some of what was popped back.
     Pop {
@@ -29,6 +34,9 @@ enum Op {
     },
     PublishUsed,
     Reclaim,
+    ReclaimEach {
+        most: usize,
+    },
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -39,7 +47,9 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (1usize..6, 0usize..4).prop_map(|(max, put_back)| Op::Pop { max, put_back }),
         4 => (any::<prop::sample::Index>(), 0u32..400).prop_map(|(which, len)| Op::Use { which, len }),
         2 => Just(Op::PublishUsed),
-        2 => Just(Op::Reclaim),
+        1 => Just(Op::Reclaim),
+        2 => (any::<bool>(), lens(0..6)).prop_map(|(writable, lens)| Op::PushEach { writable, lens }),
+        2 => (0usize..6).prop_map(|most| Op::ReclaimEach { most }),
     ]
 }
 
@@ -47,6 +57,33 @@ struct Pushed {
     token: u64,
     readable: Vec<Buffer>,
     writable: Vec<Buffer>,
+}
+
+impl Pushed {
+    fn single((buffer, token): (Buffer, u64), is_writable: bool) -> Self {
+        let (readable, writable) = if is_writable {
+            (Vec::new(), vec![buffer])
+        } else {
+            (vec![buffer], Vec::new())
+        };
+        Self {
+            token,
+            readable,
+            writable,
+        }
+    }
+}
+
+/// Buffers of the given lengths, each a chain with a token of its own.
+fn singles(lens: &[u32], n: u64) -> Vec<(Buffer, u64)> {
+    let addr = BUFFERS + 0x1000 * (n % 64);
+    (0..)
+        .zip(lens)
+        .map(|(i, len)| {
+            let addr = addr + 0x200 * i;
+            (Buffer { addr, len: *len }, n << 8 | i)
+        })
+        .collect()
 }
 
 /// Buffers of the given lengths, one of them over the border between two regions now and then.
@@ -114,20 +151,23 @@ fn check(
             Op::Push { readable, writable } => {
                 let (readable, writable) = (place(&readable, token), place(&writable, token + 3));
                 let total = readable.len() + writable.len();
-                let needed = if indirect && (2..=4).contains(&total) {
-                    1
-                } else {
-                    total
-                };
+                let in_table = indirect && (2..=4).contains(&total);
+                let needed = if in_table { 1 } else { total };
                 let fits = total > 0 && needed <= usize::from(driver.free_descriptors());
                 prop_assert_eq!(driver.push(&readable, &writable, token).is_ok(), fits);
-                if fits {
-                    unpublished.push(Pushed {
-                        token,
-                        readable,
-                        writable,
-                    });
-                }
+                unpublished.extend(fits.then_some(Pushed {
+                    token,
+                    readable,
+                    writable,
+                }));
+            }
+            Op::PushEach { writable, lens } => {
+                let free = usize::from(driver.free_descriptors());
+                let chains = singles(&lens, token);
+                let count = driver.push_each(writable, chains.iter().copied());
+                prop_assert_eq!(count, lens.len().min(free));
+                let pushed = chains.into_iter().take(count);
+                unpublished.extend(pushed.map(|chain| Pushed::single(chain, writable)));
             }
             Op::PublishAvailable => {
                 let told = driver.publish();
@@ -170,6 +210,12 @@ fn check(
             }
             Op::Reclaim => {
                 prop_assert_eq!(driver.pop_used().expect("a sane ring"), used.pop_front());
+            }
+            Op::ReclaimEach { most } => {
+                let (mut back, there) = (VecDeque::new(), most.min(used.len()));
+                let count = driver.pop_each(most, |token, len| back.push_back((token, len)));
+                prop_assert_eq!(count, Ok(there));
+                prop_assert_eq!(back, used.drain(..there).collect::<VecDeque<_>>());
             }
         }
         let out = unpublished.len() + available.len() + popped.len() + recorded.len() + used.len();
