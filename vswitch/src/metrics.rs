@@ -1,6 +1,8 @@
 //! The bridge's state as Prometheus metrics.
 
 use std::fmt;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -9,7 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
-use crate::model::{BridgeView, PortState};
+use crate::model::{BridgeView, PortState, WorkerView};
 
 /// The text's media type.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -23,6 +25,11 @@ struct PortLabels {
 struct QueueLabels {
     port: String,
     queue: u16,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct WorkerLabels {
+    worker: u16,
 }
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -40,6 +47,7 @@ pub fn render(view: &BridgeView) -> Result<String, fmt::Error> {
     bridge(&mut registry, view);
     ports(&mut registry, view);
     queues(&mut registry, view);
+    workers(&mut registry, view);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
@@ -148,4 +156,55 @@ fn queues(registry: &mut Registry, view: &BridgeView) {
         }
         registry.register(name, help, family);
     }
+}
+
+fn workers(registry: &mut Registry, view: &BridgeView) {
+    type Count = fn(&WorkerView) -> u64;
+    let counts: [(&str, &str, Count); 4] = [
+        ("worker_frames", "Frames taken from queues", |worker| {
+            worker.frames
+        }),
+        ("worker_bursts", "Bursts that frames were taken in", |worker| {
+            worker.bursts
+        }),
+        (
+            "worker_empty_looks",
+            "Looks at queues that had nothing",
+            |worker| worker.empty_looks,
+        ),
+        (
+            "worker_wakeups",
+            "Times the worker slept and was woken",
+            |worker| worker.wakeups,
+        ),
+    ];
+    for (name, help, count) in counts {
+        let family = Family::<WorkerLabels, Counter>::default();
+        for worker in &view.worker_counters {
+            family.get_or_create(&labels(worker)).inc_by(count(worker));
+        }
+        registry.register(name, help, family);
+    }
+    let times: [(&str, &str, Count); 2] = [
+        ("worker_busy_seconds", "Time spent on bursts", |worker| {
+            worker.busy_ns
+        }),
+        (
+            "worker_polling_seconds",
+            "Time spent on looks at queues that had nothing",
+            |worker| worker.polling_ns,
+        ),
+    ];
+    for (name, help, time) in times {
+        let family = Family::<WorkerLabels, Counter<f64, AtomicU64>>::default();
+        for worker in &view.worker_counters {
+            let time = Duration::from_nanos(time(worker)).as_secs_f64();
+            family.get_or_create(&labels(worker)).inc_by(time);
+        }
+        registry.register(name, help, family);
+    }
+}
+
+fn labels(worker: &WorkerView) -> WorkerLabels {
+    WorkerLabels { worker: worker.index }
 }

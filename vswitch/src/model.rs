@@ -28,10 +28,33 @@ pub struct BridgeView {
     /// Queues moved from one worker to another because of their load.
     #[serde(default)]
     pub queue_moves: u64,
+    /// What each worker did with its time.
+    #[serde(default)]
+    pub worker_counters: Vec<WorkerView>,
     /// Its forwarding database.
     pub fdb: FdbView,
     /// Its ports, in order of name.
     pub ports: Vec<PortView>,
+}
+
+/// What a worker did with its time since its daemon started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WorkerView {
+    /// Its number.
+    pub index: u16,
+    /// Frames taken from queues.
+    pub frames: u64,
+    /// Bursts that they came in.
+    pub bursts: u64,
+    /// Nanoseconds that these took, from the look that found them until the last frame was delivered. Divided by the frames,
+    /// what one costs.
+    pub busy_ns: u64,
+    /// Looks at queues that had nothing.
+    pub empty_looks: u64,
+    /// Nanoseconds that these took.
+    pub polling_ns: u64,
+    /// Times it slept and was woken.
+    pub wakeups: u64,
 }
 
 /// State of the forwarding database.

@@ -230,6 +230,12 @@ impl Switch {
         let settings = self.control().config.settings.clone();
         BridgeView {
             queue_moves: self.workers.moves(),
+            worker_counters: self
+                .workers
+                .all()
+                .iter()
+                .map(|worker| view::worker(worker))
+                .collect(),
             ..view::bridge(&self.name, &settings, &self.bridge)
         }
     }

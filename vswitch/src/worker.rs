@@ -25,6 +25,7 @@ mod source;
 mod train;
 mod wanted;
 mod window;
+mod work;
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,6 +43,7 @@ use balance::{Balancer, Step};
 use round::Round;
 pub use shared::WorkerShared;
 use window::Window;
+pub use work::Work;
 
 /// The most chains taken from a queue at a time.
 pub const BURST: usize = 64;
@@ -146,6 +148,11 @@ impl Workers {
     /// Queues moved from one worker to another so far.
     pub fn moves(&self) -> u64 {
         self.moves.load(Ordering::Relaxed)
+    }
+
+    /// The workers, each in the place of its number.
+    pub fn all(&self) -> &[Arc<WorkerShared>] {
+        &self.shared
     }
 
     /// While this is held, no queue that is given to the workers is served.

@@ -71,7 +71,11 @@ pub(super) enum Command {
         #[arg(long, value_name = "PATH")]
         program: Option<PathBuf>,
     },
-    /// Show a bridge with its ports, or all bridges
+    /// Show a bridge with its ports and workers, or all bridges
+    ///
+    /// BUSY MS is the time that a worker spent on bursts, each from the look that found it until its last frame was delivered; what that
+    /// is for each of its FRAMES is NS/FRAME. POLLING MS is the time of looks that found nothing, WAKE-UPS is how often it slept and was
+    /// woken. Workers count from the start of the daemon on.
     Show {
         /// Name of the bridge
         bridge: Option<String>,

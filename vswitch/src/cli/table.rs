@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::config::LinkSetting;
-use crate::model::{BridgeView, FdbEntryView, PortState, PortView};
+use crate::model::{BridgeView, FdbEntryView, PortState, PortView, WorkerView};
 use crate::table::table;
 
 pub(super) fn bridges(views: &[BridgeView]) -> String {
@@ -43,7 +43,45 @@ pub(super) fn bridge(view: &BridgeView) -> String {
         view.fdb.size
     );
     text.push_str(&ports(&view.ports));
+    if !view.worker_counters.is_empty() {
+        text.push('\n');
+        text.push_str(&workers(&view.worker_counters));
+    }
     text
+}
+
+fn workers(views: &[WorkerView]) -> String {
+    let rows = views.iter().map(|worker| {
+        let each = worker.busy_ns.checked_div(worker.frames);
+        vec![
+            worker.index.to_string(),
+            worker.frames.to_string(),
+            worker.bursts.to_string(),
+            milliseconds(worker.busy_ns),
+            each.map_or_else(|| "-".to_owned(), |nanoseconds| nanoseconds.to_string()),
+            worker.empty_looks.to_string(),
+            milliseconds(worker.polling_ns),
+            worker.wakeups.to_string(),
+        ]
+    });
+    table(
+        &[
+            "WORKER",
+            "FRAMES",
+            "BURSTS",
+            "BUSY MS",
+            "NS/FRAME",
+            "EMPTY LOOKS",
+            "POLLING MS",
+            "WAKE-UPS",
+        ],
+        &[1, 2, 3, 4, 5, 6, 7],
+        rows,
+    )
+}
+
+fn milliseconds(nanoseconds: u64) -> String {
+    (nanoseconds / 1_000_000).to_string()
 }
 
 pub(super) fn ports(views: &[PortView]) -> String {

@@ -5,8 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::bridge::Bridge;
 use crate::config::{BridgeSettings, PortKind};
 use crate::counters::{Counter, DropCounts, Drops};
-use crate::model::{BridgeView, FdbEntryView, FdbView, PortCounters, PortState, PortView, QueueView};
+use crate::model::{
+    BridgeView, FdbEntryView, FdbView, PortCounters, PortState, PortView, QueueView, WorkerView,
+};
 use crate::port::Port;
+use crate::worker::WorkerShared;
 
 /// Feature bits with their names in the VIRTIO text, without their prefixes.
 const FEATURES: [(u32, &str); 26] = [
@@ -51,6 +54,7 @@ pub(super) fn bridge(name: &str, settings: &BridgeSettings, bridge: &Bridge) -> 
         workers: settings.workers,
         poll: settings.poll,
         queue_moves: 0,
+        worker_counters: Vec::new(),
         fdb: FdbView {
             entries: fdb.len(),
             size: fdb.size(),
@@ -63,6 +67,19 @@ pub(super) fn bridge(name: &str, settings: &BridgeSettings, bridge: &Bridge) -> 
             refused: count(&fdb.counters().refused),
         },
         ports,
+    }
+}
+
+pub(super) fn worker(worker: &WorkerShared) -> WorkerView {
+    let work = worker.work();
+    WorkerView {
+        index: u16::try_from(worker.number()).unwrap_or(u16::MAX),
+        frames: work.frames.get(),
+        bursts: work.bursts.get(),
+        busy_ns: work.busy_ns.get(),
+        empty_looks: work.empty_looks.get(),
+        polling_ns: work.polling_ns.get(),
+        wakeups: work.wakeups.get(),
     }
 }
 

@@ -13,6 +13,7 @@ use super::deliver::{Forwarder, Sent};
 use super::shared::{Source, Sources, WAKE, WorkerShared};
 use super::source::FrameBuffers;
 use super::window::Window;
+use super::work::Stopwatch;
 use crate::bridge::{Bridge, PortTable};
 use crate::counters::DropReason;
 use crate::port::IngressQueue;
@@ -34,8 +35,8 @@ const EVENTS: usize = 64;
 
 /// What came of looking at a queue.
 enum Served {
-    /// A burst was forwarded.
-    Burst,
+    /// A burst of so many frames was forwarded.
+    Burst(usize),
     /// Nothing was there.
     Nothing,
     /// The session is changing it.
@@ -72,6 +73,7 @@ pub(super) struct Round {
     /// How long an idle queue is polled.
     window: Window,
     faults: usize,
+    stopwatch: Stopwatch,
 }
 
 impl Round {
@@ -89,6 +91,7 @@ impl Round {
             own_buffers: None,
             window,
             faults: fault_count(),
+            stopwatch: Stopwatch::start(),
         }
     }
 
@@ -98,12 +101,13 @@ impl Round {
             let worked = self.serve_active();
             if self.active.is_empty() {
                 self.release();
-                let asleep = Instant::now();
+                self.stopwatch.skip();
                 self.wait(None);
-                self.window.slept(asleep.elapsed());
+                self.window.slept(self.stopwatch.skip());
             } else if !worked && self.only_never_kicking() {
                 self.release();
                 self.wait(Some(&NO_KICK_PERIOD));
+                self.stopwatch.skip();
             } else {
                 rounds = rounds.wrapping_add(1);
                 if rounds.is_multiple_of(ROUNDS_PER_LOOK) {
@@ -125,8 +129,12 @@ impl Round {
         let mut place = 0;
         while let Some(&number) = self.active.get(place) {
             let stays = match self.serve(number) {
-                Served::Burst => {
+                Served::Burst(frames) => {
                     worked = true;
+                    let work = self.shared.work();
+                    work.frames.add(frames as u64);
+                    work.bursts.add(1);
+                    work.busy_ns.add(self.stopwatch.lap());
                     let activity = &mut self.activity[number];
                     activity.idle_since = None;
                     activity.never_kicks = false;
@@ -135,9 +143,15 @@ impl Round {
                 Served::Busy => {
                     // Whoever changes it may be waiting for this CPU.
                     std::thread::yield_now();
+                    self.stopwatch.skip();
                     true
                 }
-                Served::Nothing => !self.is_idle_long(number) || self.arm(number),
+                Served::Nothing => {
+                    let work = self.shared.work();
+                    work.empty_looks.add(1);
+                    work.polling_ns.add(self.stopwatch.lap());
+                    !self.is_idle_long(number) || self.arm(number)
+                }
                 Served::Gone => false,
             };
             if stays {
@@ -222,7 +236,7 @@ impl Round {
         }
         drop(guard);
         forwarder.notify();
-        Served::Burst
+        Served::Burst(sent.len())
     }
 
     /// Lets go of all guest memory.
@@ -266,7 +280,7 @@ impl Round {
                 Served::Gone
             }
             Some(0) => Served::Nothing,
-            Some(_) => Served::Burst,
+            Some(frames) => Served::Burst(frames),
         }
     }
 
@@ -277,7 +291,7 @@ impl Round {
         if window.is_zero() {
             return true;
         }
-        let now = Instant::now();
+        let now = self.stopwatch.read_at();
         let since = *self.activity[number].idle_since.get_or_insert(now);
         now.duration_since(since) >= window
     }
@@ -324,7 +338,7 @@ impl Round {
             std::thread::sleep(Duration::from_millis(100));
         }
         if timeout.is_none() {
-            self.shared.count_wakeup();
+            self.shared.work().wakeups.add(1);
         }
         let shared = Arc::clone(&self.shared);
         let _hold = shared.hold();

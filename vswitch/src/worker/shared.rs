@@ -2,11 +2,12 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
 
+use super::work::Work;
 use crate::port::{IngressQueue, Port};
 use crate::published::Published;
 
@@ -38,7 +39,7 @@ pub struct WorkerShared {
     /// The queues, each in the place of its number.
     pub(super) sources: Arc<Published<Sources>>,
     stop: AtomicBool,
-    wakeups: AtomicU64,
+    work: Work,
     /// Held by the worker while it makes queues active.
     hold: Mutex<()>,
 }
@@ -59,7 +60,7 @@ impl WorkerShared {
             wake,
             sources: Arc::default(),
             stop: AtomicBool::new(false),
-            wakeups: AtomicU64::new(0),
+            work: Work::default(),
             hold: Mutex::new(()),
         })
     }
@@ -110,13 +111,9 @@ impl WorkerShared {
         self.hold.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Times the worker slept and was woken.
-    pub fn wakeups(&self) -> u64 {
-        self.wakeups.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn count_wakeup(&self) {
-        self.wakeups.store(self.wakeups() + 1, Ordering::Relaxed);
+    /// What the worker did with its time since it started.
+    pub fn work(&self) -> &Work {
+        &self.work
     }
 
     /// Watches an eventfd for kicks of the queue with this number.

@@ -210,6 +210,17 @@ fn two_bridges_are_two_networks() {
         metrics.contains("vswitch_queue_rx_frames_total{bridge=\"br1\",port=\"a\",queue=\"0\"} 1"),
         "{metrics}"
     );
+    let counted = &view["worker_counters"][0]["frames"];
+    assert!(counted.as_u64() > Some(0), "{view}");
+    assert!(
+        metrics.contains(&format!(
+            "vswitch_worker_frames_total{{bridge=\"br1\",worker=\"0\"}} {counted}\n"
+        )),
+        "{metrics}"
+    );
+    assert!(metrics.contains("vswitch_worker_busy_seconds_total{bridge=\"br1\",worker=\"0\"} 0.0"));
+    let shown = host.ok(&["show", "br1"]);
+    assert!(shown.contains("NS/FRAME"), "{shown}");
     assert!(metrics.ends_with("# EOF\n"));
     host.ok(&["down", "br0"]);
     a1.send(0, &other);

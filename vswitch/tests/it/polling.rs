@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::support::net::{Net, frame, mac};
 use netyard_testkit::guest::{DEADLINE, wait_for};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use vswitch::config::BridgeSettings;
+use vswitch::config::{BridgeSettings, PollMode};
 
 /// Frames sent one after the other, each as soon as the last has arrived.
 const FRAMES: u64 = 100;
@@ -33,6 +33,39 @@ fn sleeps(worker: &Path) -> u64 {
         .find(|line| line.starts_with("voluntary_ctxt_switches"));
     line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
         .expect("a number of switches")
+}
+
+#[test]
+fn a_worker_counts_what_it_does_with_its_time() {
+    let net = Net::with(BridgeSettings {
+        poll: PollMode::Never,
+        ..BridgeSettings::default()
+    });
+    let [mut a, mut b] = ["a", "b"].map(|name| net.guest(name));
+    let sent = frame(mac(2), mac(1), 0, 60);
+    let counters = || net.switch.view().worker_counters[0].clone();
+    let before = counters();
+    for _ in 0..FRAMES {
+        a.send(0, &sent);
+        b.expect(&sent);
+    }
+    let mut after = counters();
+    // A frame is there before it is counted.
+    wait_for("the last frame to be counted", || {
+        after = counters();
+        after.frames == before.frames + FRAMES
+    });
+    assert!(after.bursts > before.bursts && after.bursts <= before.bursts + FRAMES);
+    assert!(after.busy_ns > before.busy_ns);
+    assert!(after.wakeups > before.wakeups && after.empty_looks > before.empty_looks);
+    let mut last = after;
+    wait_for("a worker that sleeps", || {
+        let now = counters();
+        std::mem::replace(&mut last, now.clone()) == now
+    });
+    // Nothing is left to be done, so that nothing is counted.
+    let _asked_again = net.port("a");
+    assert_eq!(counters(), last);
 }
 
 #[test]
