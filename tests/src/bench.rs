@@ -19,3 +19,5 @@ pub mod throughput;
 pub mod upkeep;
 pub mod vde;
 pub mod vf;
+pub mod wakeup;
+pub mod work;

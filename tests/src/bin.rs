@@ -22,7 +22,12 @@ pub fn path(name: &str) -> PathBuf {
 
 /// A command for one of the project's binaries that keeps its state in `run_dir`.
 pub fn command(name: &str, run_dir: &Path) -> Command {
-    let mut command = Command::new(path(name));
+    command_of(&path(name), run_dir)
+}
+
+/// The same for a program somewhere else.
+pub fn command_of(program: &Path, run_dir: &Path) -> Command {
+    let mut command = Command::new(program);
     command.env("NETYARD_RUN_DIR", run_dir);
     command
 }

@@ -12,6 +12,7 @@ use crate::bin;
 pub struct Switch {
     run: TempDir,
     bridge: String,
+    program: PathBuf,
 }
 
 impl Switch {
@@ -20,6 +21,14 @@ impl Switch {
     /// # Panics
     /// When the switch does not come up.
     pub fn up(bridge: &str, args: &[&str]) -> Self {
+        Self::of(bin::path("vswitch"), bridge, args)
+    }
+
+    /// The same of another `vswitch` program.
+    ///
+    /// # Panics
+    /// When the switch does not come up.
+    pub fn of(program: PathBuf, bridge: &str, args: &[&str]) -> Self {
         let run = tempfile::Builder::new()
             .prefix("ny-")
             .tempdir()
@@ -27,6 +36,7 @@ impl Switch {
         let switch = Self {
             run,
             bridge: bridge.to_owned(),
+            program,
         };
         switch.again(args);
         switch
@@ -47,7 +57,7 @@ impl Switch {
 
     /// A `vswitch` command in this run folder.
     pub fn command(&self) -> std::process::Command {
-        bin::command("vswitch", self.run.path())
+        bin::command_of(&self.program, self.run.path())
     }
 
     /// Adds a vhost-user port whose socket the switch listens on, and gives back the socket.

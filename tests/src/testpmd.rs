@@ -1,21 +1,17 @@
 //! DPDK's `testpmd` as a virtio driver (`net_virtio_user`) on vhost-user sockets.
 
-use std::io::{BufRead, BufReader, Write};
+mod prompt;
+
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+pub use prompt::Prompt;
 
 const PROGRAM: &str = "dpdk-testpmd";
 
 /// A running `testpmd` with its prompt.
 #[derive(Debug)]
-pub struct Testpmd {
-    child: Child,
-    stdin: ChildStdin,
-    lines: Receiver<String>,
-    transcript: Vec<String>,
-}
+pub struct Testpmd(Prompt);
 
 /// What `show port stats` says of one port.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -38,46 +34,23 @@ impl Testpmd {
     /// # Panics
     /// When it cannot be started.
     pub fn start(dir: &Path, sockets: &[PathBuf], options: &str, args: &[&str]) -> Self {
-        // On a pipe it would keep its answers to itself until a buffer is full.
-        let mut command = Command::new("stdbuf");
-        command
-            .args(["-oL", PROGRAM])
-            // The prompt's core and the forwarding core share processor 0, and leave the others to what is tested.
-            .args(["--lcores", "0@0,1@0", "--no-huge", "-m", "256", "--no-pci"])
-            .args(["--no-telemetry", "--file-prefix", &unique_prefix()])
-            .env("XDG_RUNTIME_DIR", dir);
-        for (index, socket) in sockets.iter().enumerate() {
-            let socket = socket.display();
-            command.args([
-                "--vdev",
-                &format!("net_virtio_user{index},path={socket}{options}"),
-            ]);
-        }
-        command
-            .args(["--", "-i", "--total-num-mbufs=8192", "--no-lsc-interrupt"])
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
-        let mut child = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("{PROGRAM} did not start: {error}"));
-        let stdin = child.stdin.take().expect("stdin is a pipe");
-        let stdout = child.stdout.take().expect("stdout is a pipe");
-        let (sender, lines) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    break;
-                }
+        Self(Prompt::start(|command| {
+            command
+                // The prompt's core and the forwarding core share processor 0, and leave the others to what is tested.
+                .args(["--lcores", "0@0,1@0", "--no-huge", "-m", "256", "--no-pci"])
+                .args(["--no-telemetry", "--file-prefix", &unique_prefix()])
+                .env("XDG_RUNTIME_DIR", dir);
+            for (index, socket) in sockets.iter().enumerate() {
+                let socket = socket.display();
+                command.args([
+                    "--vdev",
+                    &format!("net_virtio_user{index},path={socket}{options}"),
+                ]);
             }
-        });
-        Self {
-            child,
-            stdin,
-            lines,
-            transcript: Vec::new(),
-        }
+            command
+                .args(["--", "-i", "--total-num-mbufs=8192", "--no-lsc-interrupt"])
+                .args(args);
+        }))
     }
 
     /// Types one command at the prompt.
@@ -85,9 +58,7 @@ impl Testpmd {
     /// # Panics
     /// When the program has ended.
     pub fn enter(&mut self, command: &str) {
-        writeln!(self.stdin, "{command}")
-            .and_then(|()| self.stdin.flush())
-            .unwrap_or_else(|error| panic!("{command}: {error}\n{}", self.transcript.join("\n")));
+        self.0.enter(command);
     }
 
     /// Reads on until a line holds `text`, and gives that line back.
@@ -95,23 +66,7 @@ impl Testpmd {
     /// # Panics
     /// When no such line comes within `limit`, with all that was printed before.
     pub fn expect(&mut self, text: &str, limit: Duration) -> String {
-        let end = Instant::now() + limit;
-        loop {
-            match self
-                .lines
-                .recv_timeout(end.saturating_duration_since(Instant::now()))
-            {
-                Ok(line) => {
-                    self.transcript.push(line.clone());
-                    if line.contains(text) {
-                        return line;
-                    }
-                }
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                    panic!("testpmd never printed {text:?}:\n{}", self.transcript.join("\n"))
-                }
-            }
-        }
+        self.0.expect(text, limit)
     }
 
     /// The counters of `ports` ports.
@@ -141,14 +96,6 @@ impl Testpmd {
     pub fn quit(mut self) {
         self.enter("quit");
         self.expect("Bye...", Duration::from_secs(20));
-    }
-}
-
-impl Drop for Testpmd {
-    fn drop(&mut self) {
-        // Already gone after `quit`; otherwise a failing test must not leave a busy process behind.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

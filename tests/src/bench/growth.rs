@@ -8,8 +8,9 @@ use super::cpus;
 use super::graph::{Graph, Line};
 use super::median::median;
 use super::peer::neighbours;
+use super::work::Done;
 use crate::pktgen::layout::{Layout, Ring};
-use crate::pktgen::port::{Port, PortError, Reach};
+use crate::pktgen::port::{Port, Reach};
 use crate::pktgen::run::{run, teach};
 use crate::pktgen::stream::{Addresses, Sizes, Stream};
 use crate::switch::Switch;
@@ -67,8 +68,11 @@ impl Growth {
                 ports.push(attach(&switch, ports.len(), &layout));
             }
             let streams = neighbours(ports.len(), true);
-            all.push((f64::from(count), self.cost(&mut ports, &streams)));
-            two.push((f64::from(count), self.cost(&mut ports, &neighbours(2, true))));
+            all.push((f64::from(count), self.cost(&switch, &mut ports, &streams)));
+            two.push((
+                f64::from(count),
+                self.cost(&switch, &mut ports, &neighbours(2, true)),
+            ));
         }
         graph(
             "ports",
@@ -103,7 +107,7 @@ impl Growth {
                 })
                 .collect();
             cpus::on_generator(|| run(&mut ports, lesson, LIMIT)).expect("frames to learn from");
-            (f64::from(count), self.cost(&mut ports, &streams))
+            (f64::from(count), self.cost(&switch, &mut ports, &streams))
         });
         graph(
             "addresses a side",
@@ -118,7 +122,7 @@ impl Growth {
             (layout.pairs, layout.queue_size) = (count, 256);
             let mut ports = [0, 1].map(|index| attach(&switch, index, &layout));
             let streams: Vec<Stream> = (0..count).flat_map(|_| neighbours(2, true)).collect();
-            (f64::from(count), self.cost(&mut ports, &streams))
+            (f64::from(count), self.cost(&switch, &mut ports, &streams))
         });
         graph(
             "queue pairs of each of two ports",
@@ -132,7 +136,10 @@ impl Growth {
             let mut layout = Layout::new(Ring::Split, Sizes::Fixed(60));
             layout.regions = count;
             let mut ports = [0, 1].map(|index| attach(&switch, index, &layout));
-            (f64::from(count), self.cost(&mut ports, &neighbours(2, true)))
+            (
+                f64::from(count),
+                self.cost(&switch, &mut ports, &neighbours(2, true)),
+            )
         });
         graph(
             "memory regions of each of two ports",
@@ -140,15 +147,19 @@ impl Growth {
         )
     }
 
-    /// Nanoseconds a frame takes, with everything flat out.
-    fn cost(&self, ports: &mut [Port], streams: &[Stream]) -> f64 {
-        let costs: Result<Vec<f64>, PortError> = cpus::on_generator(|| {
-            teach(ports)?;
-            (0..self.pairs)
-                .map(|_| Ok(1e9 / run(ports, streams.to_vec(), self.trial)?.rate()))
-                .collect()
-        });
-        median(&costs.unwrap_or_else(|error| panic!("{error}")))
+    /// Nanoseconds of its processor that a frame takes of the switch, with everything flat out.
+    fn cost(&self, switch: &Switch, ports: &mut [Port], streams: &[Stream]) -> f64 {
+        cpus::on_generator(|| teach(ports)).unwrap_or_else(|error| panic!("{error}"));
+        let costs: Vec<f64> = (0..self.pairs)
+            .map(|_| {
+                let before = Done::by(switch);
+                cpus::on_generator(|| run(ports, streams.to_vec(), self.trial))
+                    .unwrap_or_else(|error| panic!("{error}"));
+                let each = Done::by(switch).each_since(before);
+                each.unwrap_or_else(|| panic!("no frame passed"))
+            })
+            .collect();
+        median(&costs)
     }
 }
 

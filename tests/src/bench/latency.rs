@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::median::median;
-use super::peer::{KINDS, Peer, neighbours};
+use super::peer::{Peer, neighbours};
 use super::throughput::Effort;
+use super::{cpus, wakeup};
 use crate::pktgen::layout::{Layout, Ring};
 use crate::pktgen::outcome::{Outcome, as_f64};
 use crate::pktgen::port::{Port, PortError};
@@ -19,22 +20,34 @@ const SPARSE: f64 = 200.0;
 /// How long single frames are sent.
 const REST: Duration = Duration::from_secs(2);
 
+/// Wake-ups of a thread that does nothing else, with such a pause before each: as many as there are single frames.
+const WAKE_UPS: u64 = 400;
+const PAUSE: Duration = Duration::from_millis(5);
+
 /// p50, p99 and p99.9 in microseconds.
 type Quantiles = [f64; 3];
 
 /// Measures all peers and gives a Markdown table: frames of 64 octets, one way, one flow, two ports, split rings.
 pub fn measure(effort: &Effort) -> String {
     let layout = Layout::new(Ring::Split, Sizes::Fixed(1514));
-    let mut peers: Vec<Peer> = KINDS
-        .into_iter()
+    let mut peers: Vec<Peer> = effort
+        .kinds
+        .iter()
         .filter_map(|kind| {
-            Peer::start(kind, 2, &layout)
+            Peer::start(kind.clone(), 2, &layout)
                 .map_err(|error| eprintln!("{kind} left out: {error}"))
                 .ok()
         })
         .collect();
     let mut all: Vec<Vec<Vec<Quantiles>>> = vec![Vec::new(); peers.len()];
+    let mut floor = Vec::new();
     for _ in 0..effort.pairs {
+        // All peers are stopped, so that the processor is free for it.
+        match cpus::on_generator(|| wakeup::measure(WAKE_UPS, PAUSE)) {
+            Ok(times) if !times.is_empty() => floor.push(quantiles(times)),
+            Ok(_) => eprintln!("bare eventfd: nobody woke up"),
+            Err(error) => eprintln!("bare eventfd: {error}"),
+        }
         for (peer, rounds) in peers.iter_mut().zip(&mut all) {
             match peer.measure(|ports| round(ports, effort.trial)) {
                 Ok(round) => rounds.push(round),
@@ -64,6 +77,19 @@ pub fn measure(effort: &Effort) -> String {
             );
         }
     }
+    if !floor.is_empty() {
+        let of = |quantile: usize| {
+            let values: Vec<f64> = floor.iter().map(|round: &Quantiles| round[quantile]).collect();
+            format!("{:.1} µs", median(&values))
+        };
+        let _ = writeln!(
+            table,
+            "| bare `eventfd` | wake-up alone | {} | {} | {} |",
+            of(0),
+            of(1),
+            of(2)
+        );
+    }
     eprint!("{table}");
     table
 }
@@ -82,6 +108,11 @@ fn round(ports: &mut [Port], trial: Duration) -> Result<Vec<Quantiles>, PortErro
     }
     quantiles.push(of(&run(ports, streams(Some(SPARSE)), REST)?));
     Ok(quantiles)
+}
+
+fn quantiles(mut times: Vec<f64>) -> Quantiles {
+    times.sort_by(f64::total_cmp);
+    [500, 990, 999].map(|thousandths| times[(times.len() * thousandths / 1000).min(times.len() - 1)])
 }
 
 fn of(outcome: &Outcome) -> Quantiles {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use super::cpus;
+use super::{cpus, work};
 use crate::bin;
 use crate::deadline::wait_for;
 
@@ -71,6 +71,7 @@ impl Ovs {
             ),
         ]);
         let daemon = quiet(DAEMON, ovs.dir.path())
+            .arg(format!("--unixctl={}", ovs.control().display()))
             .arg(format!("unix:{}", ovs.dir.path().join("db.sock").display()))
             .spawn()
             .unwrap_or_else(|error| panic!("{DAEMON} did not start: {error}"));
@@ -114,6 +115,37 @@ impl Ovs {
     /// The process that forwards.
     pub fn pid(&self) -> u32 {
         self.daemon.as_ref().map_or(0, Child::id)
+    }
+
+    /// Begins to count its work anew.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub fn clear_work(&self) {
+        self.appctl("dpif-netdev/pmd-stats-clear");
+    }
+
+    /// Nanoseconds that a frame took since then.
+    ///
+    /// # Panics
+    /// When it does not say.
+    pub fn work(&self) -> Option<f64> {
+        work::of_open_vswitch(&self.appctl("dpif-netdev/pmd-stats-show"))
+    }
+
+    /// Where the daemon takes commands.
+    fn control(&self) -> PathBuf {
+        self.dir.path().join("control.sock")
+    }
+
+    fn appctl(&self, command: &str) -> String {
+        bin::succeed(
+            Command::new("ovs-appctl")
+                .arg("--timeout=30")
+                .arg("--target")
+                .arg(self.control())
+                .arg(command),
+        )
     }
 
     fn vsctl(&self, args: &[&str]) {

@@ -8,7 +8,9 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::ovs::Ovs;
 use super::testpmd_io::TestpmdIo;
+use super::work::Done;
 use super::{cpus, process};
+use crate::bin;
 use crate::pktgen::frame;
 use crate::pktgen::layout::Layout;
 use crate::pktgen::port::{Port, PortError, Reach};
@@ -22,10 +24,12 @@ const PAUSE: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_secs(30);
 
 /// What stands between the generator's ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     /// Ours, with one worker.
     Vswitch,
+    /// The same of another build: the program.
+    Build(PathBuf),
     /// Open vSwitch with DPDK and the NORMAL action.
     Ovs,
     /// `testpmd` in `io` mode.
@@ -39,6 +43,7 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Vswitch => "`vswitch`",
+            Self::Build(_) => "the other build",
             Self::Ovs => "Open vSwitch",
             Self::TestpmdIo => "`testpmd` `io`",
         })
@@ -74,8 +79,12 @@ impl Peer {
         let connect = |paths: Vec<PathBuf>| paths.into_iter().map(Reach::Connect).collect::<Vec<_>>();
         let mut files = None;
         let (running, reaches) = match kind {
-            Kind::Vswitch => {
-                let switch = Switch::up("bench", &["--cpus", &cpus::measured().to_string()]);
+            Kind::Vswitch | Kind::Build(_) => {
+                let program = match &kind {
+                    Kind::Build(program) => program.clone(),
+                    _ => bin::path("vswitch"),
+                };
+                let switch = Switch::of(program, "bench", &["--cpus", &cpus::measured().to_string()]);
                 let sockets = names
                     .iter()
                     .map(|name| switch.add_port(name, layout.pairs))
@@ -160,6 +169,37 @@ impl Peer {
         let result = cpus::on_generator(|| work(&mut self.ports));
         self.signal(Signal::STOP);
         result
+    }
+
+    /// The same, and nanoseconds that each frame took of the peer's processor, as it counts itself; none where no frame passed.
+    ///
+    /// # Panics
+    /// When the peer is gone, or does not say.
+    pub fn measure_work<T: Send>(
+        &mut self,
+        work: impl FnOnce(&mut [Port]) -> (T, u64) + Send,
+    ) -> (T, Option<f64>) {
+        self.signal(Signal::CONT);
+        let before = match &mut self.running {
+            Running::Switch(switch) => Some(Done::by(switch)),
+            Running::Ovs(ovs) => {
+                ovs.clear_work();
+                None
+            }
+            Running::TestpmdIo(testpmd) => {
+                testpmd.clear_work();
+                None
+            }
+        };
+        let (result, frames) = cpus::on_generator(|| work(&mut self.ports));
+        let each = match &mut self.running {
+            _ if frames == 0 => None,
+            Running::Switch(switch) => before.and_then(|before| Done::by(switch).each_since(before)),
+            Running::Ovs(ovs) => ovs.work(),
+            Running::TestpmdIo(testpmd) => testpmd.work(),
+        };
+        self.signal(Signal::STOP);
+        (result, each)
     }
 
     /// Our switch, if that is what it is.

@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use super::median::median;
-use super::peer::{KINDS, Kind, Peer, neighbours};
+use super::peer::{Kind, Peer, neighbours};
 use crate::pktgen::layout::{Layout, Ring};
+use crate::pktgen::outcome::Outcome;
 use crate::pktgen::run::run;
 use crate::pktgen::stream::{Sizes, Stream};
 
@@ -22,6 +23,15 @@ const SIZES: [(&str, Sizes); 8] = [
 ];
 /// Flows where they are many.
 const MANY: u16 = 1000;
+
+/// The table's head. All ratios are above 1 where the first is faster.
+fn head(kinds: &[Kind]) -> String {
+    let names: Vec<String> = kinds.iter().map(ToString::to_string).collect();
+    let ratios: Vec<String> = names.iter().skip(1).map(|name| format!("to {name}")).collect();
+    let (first, work) = (["frames".to_owned()], ["work alone, ns a frame".to_owned()]);
+    let cells = [&first, &names[..], &ratios, &work, &ratios].concat();
+    format!("| {} |\n{}|\n", cells.join(" | "), "|---".repeat(cells.len()))
+}
 
 /// What is measured in one row.
 #[derive(Debug, Clone)]
@@ -50,7 +60,9 @@ pub struct Effort {
     pub trial: Duration,
     /// Only rows whose names hold this text.
     pub rows: Option<String>,
-    /// When no further row is begun.
+    /// What is compared, ours first.
+    pub kinds: Vec<Kind>,
+    /// When no further row is begun. As it comes nearer, all take fewer turns in each row, so that none need be left out.
     pub end: Option<Instant>,
 }
 
@@ -60,22 +72,46 @@ impl Effort {
     }
 }
 
+/// How long what was done so far took, to tell how much more there is time for.
+#[derive(Debug, Default)]
+struct Pace {
+    set_ups: u32,
+    setting_up: Duration,
+    turns: u32,
+    turning: Duration,
+}
+
+impl Pace {
+    /// How often all peers take their turn in each of `rows` rows that are left, with so many set-ups between them, where there are
+    /// `left` to the end: as often as wanted, but not so often that rows at the end have to be left out.
+    fn turns(&self, wanted: usize, left: Duration, rows: usize, set_ups: usize) -> usize {
+        let each = |time: Duration, count: u32| time.as_secs_f64() / f64::from(count.max(1));
+        let count = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+        let setting_up = each(self.setting_up, self.set_ups) * count(set_ups);
+        let turning = each(self.turning, self.turns) * count(rows);
+        let fits = |turns: &usize| setting_up + turning * count(*turns) <= left.as_secs_f64();
+        (1..=wanted).rev().find(fits).unwrap_or(1)
+    }
+}
+
 /// Measures all rows and gives a Markdown table.
 pub fn measure(effort: &Effort) -> String {
-    let mut table =
-        "| frames | `vswitch` | Open vSwitch | `testpmd` `io` | to Open vSwitch | to `testpmd` `io` |\n\
-                     |---|---|---|---|---|---|\n"
-            .to_owned();
+    let mut table = head(&effort.kinds);
     let mut left_out = 0;
-    for group in groups(effort) {
+    let groups = groups(effort);
+    let mut rows_left: usize = groups.iter().map(|group| group.cases.len()).sum();
+    let mut pace = Pace::default();
+    for (number, group) in groups.iter().enumerate() {
         if effort.is_over() {
             left_out += group.cases.len();
             continue;
         }
-        let layout = layout(&group);
-        let mut peers: Vec<Peer> = KINDS
-            .into_iter()
-            .filter_map(|kind| match Peer::start(kind, group.ports, &layout) {
+        let layout = layout(group);
+        let start = Instant::now();
+        let mut peers: Vec<Peer> = effort
+            .kinds
+            .iter()
+            .filter_map(|kind| match Peer::start(kind.clone(), group.ports, &layout) {
                 Ok(peer) => Some(peer),
                 Err(error) => {
                     eprintln!("{kind} left out: {error}");
@@ -83,12 +119,22 @@ pub fn measure(effort: &Effort) -> String {
                 }
             })
             .collect();
+        pace.setting_up += start.elapsed();
+        pace.set_ups += 1;
         for case in &group.cases {
             if effort.is_over() {
                 left_out += 1;
                 continue;
             }
-            let row = row(case, &mut peers, effort);
+            let turns = effort.end.map_or(effort.pairs, |end| {
+                let left = end.saturating_duration_since(Instant::now());
+                pace.turns(effort.pairs, left, rows_left, groups.len() - number - 1)
+            });
+            let start = Instant::now();
+            let row = row(case, &effort.kinds, &mut peers, turns, effort.trial);
+            pace.turning += start.elapsed();
+            pace.turns += u32::try_from(turns).unwrap_or(u32::MAX);
+            rows_left -= 1;
             eprint!("{row}");
             table += &row;
         }
@@ -113,58 +159,98 @@ fn layout(group: &Group) -> Layout {
     layout
 }
 
-fn row(case: &Case, peers: &mut [Peer], effort: &Effort) -> String {
-    let mut rates: Vec<Vec<(f64, f64)>> = vec![Vec::new(); peers.len()];
-    for _ in 0..effort.pairs {
-        for (peer, rates) in peers.iter_mut().zip(&mut rates) {
-            let outcome = peer.measure(|ports| {
+/// What one peer did in one turn.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    rate: f64,
+    bits: f64,
+    /// Nanoseconds of its processor that a frame took.
+    each: f64,
+}
+
+fn row(case: &Case, kinds: &[Kind], peers: &mut [Peer], turns: usize, trial: Duration) -> String {
+    let mut all: Vec<Vec<Turn>> = vec![Vec::new(); peers.len()];
+    for _ in 0..turns {
+        for (peer, all) in peers.iter_mut().zip(&mut all) {
+            let (outcome, each) = peer.measure_work(|ports| {
                 let streams = streams(case, ports.len());
-                run(ports, streams, effort.trial)
+                let outcome = run(ports, streams, trial);
+                let received = outcome.as_ref().map_or(0, Outcome::received);
+                (outcome, received)
             });
+            let each = each.unwrap_or(f64::NAN);
             if let Ok(outcome) = &outcome {
                 // Whether it was the generator that set the pace.
                 eprintln!(
-                    "{}: {:.3} M/s, generator waited in {:.0} % of its turns, {:.2} % lost",
+                    "{}: {:.3} M/s, {each:.1} ns a frame, generator waited in {:.0} % of its turns, {:.2} % lost",
                     peer.kind,
                     outcome.rate() / 1e6,
                     outcome.waited * 100.0,
                     outcome.loss() * 100.0
                 );
             }
-            rates.push(outcome.map_or((f64::NAN, f64::NAN), |outcome| (outcome.rate(), outcome.bits())));
+            let (rate, bits) =
+                outcome.map_or((f64::NAN, f64::NAN), |outcome| (outcome.rate(), outcome.bits()));
+            all.push(Turn { rate, bits, each });
         }
     }
-    let of = |kind: Kind| {
-        let at = peers.iter().position(|peer| peer.kind == kind)?;
-        let complete = rates[at].iter().all(|rate| rate.0.is_finite());
-        complete.then_some(&rates[at])
+    let of = |kind: &Kind| {
+        let at = peers.iter().position(|peer| peer.kind == *kind)?;
+        Some(&all[at])
     };
-    let mut row = format!("| {} ", case.name);
-    for kind in KINDS {
-        let cell = of(kind).map_or("–".to_owned(), |rates| cell(case, rates));
-        let _ = write!(row, "| {cell} ");
-    }
-    for kind in &KINDS[1..] {
-        let ratio = of(Kind::Vswitch).zip(of(*kind)).map(|(ours, theirs)| {
-            let ratios: Vec<f64> = ours
-                .iter()
-                .zip(theirs)
-                .map(|(our, their)| our.0 / their.0)
-                .collect();
-            format!("{:.2}", median(&ratios))
+    let rate = |turn: &Turn| turn.rate;
+    let each = |turn: &Turn| turn.each;
+    let rates = kinds.iter().map(|kind| {
+        of(kind)
+            .and_then(|turns| cell(case, turns))
+            .unwrap_or_else(nothing)
+    });
+    let costs = kinds.iter().map(|kind| {
+        let cost = of(kind).and_then(|turns| middle(turns.iter().map(each)));
+        cost.map_or_else(nothing, |cost| format!("{cost:.1}"))
+    });
+    let ratios = |figure: &dyn Fn(&Turn) -> f64, of_costs: bool| {
+        let others = kinds.iter().skip(1).map(|kind| {
+            let both = kinds.first().and_then(of).zip(of(kind));
+            let ratio = both.and_then(|(ours, theirs)| {
+                let pairs = ours.iter().zip(theirs);
+                middle(pairs.map(|(our, their)| {
+                    let ratio = figure(our) / figure(their);
+                    if of_costs { ratio.recip() } else { ratio }
+                }))
+            });
+            ratio.map_or_else(nothing, |ratio| format!("{ratio:.2}"))
         });
-        let _ = write!(row, "| {} ", ratio.unwrap_or_else(|| "–".to_owned()));
-    }
-    row + "|\n"
+        others.collect::<Vec<_>>()
+    };
+    let cells = [
+        vec![case.name.clone()],
+        rates.collect(),
+        ratios(&rate, false),
+        vec![costs.collect::<Vec<_>>().join(" : ")],
+        ratios(&each, true),
+    ];
+    format!("| {} |\n", cells.concat().join(" | "))
 }
 
-fn cell(case: &Case, rates: &[(f64, f64)]) -> String {
+fn nothing() -> String {
+    "–".to_owned()
+}
+
+/// The median; none if a turn failed.
+fn middle(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let values: Vec<f64> = values.collect();
+    let complete = !values.is_empty() && values.iter().all(|value| value.is_finite());
+    complete.then(|| median(&values))
+}
+
+fn cell(case: &Case, turns: &[Turn]) -> Option<String> {
     if case.sizes == Sizes::Super {
-        let bits: Vec<f64> = rates.iter().map(|rate| rate.1).collect();
-        format!("{:.1} Gbit/s", median(&bits) / 1e9)
+        let bits = middle(turns.iter().map(|turn| turn.bits))?;
+        Some(format!("{:.1} Gbit/s", bits / 1e9))
     } else {
-        let frames: Vec<f64> = rates.iter().map(|rate| rate.0).collect();
-        format!("{:.2} M/s", median(&frames) / 1e6)
+        let frames = middle(turns.iter().map(|turn| turn.rate))?;
+        Some(format!("{:.2} M/s", frames / 1e6))
     }
 }
 
@@ -254,6 +340,7 @@ mod tests {
             pairs: 1,
             trial: Duration::ZERO,
             rows: rows.map(str::to_owned),
+            kinds: Vec::new(),
             end: None,
         };
         groups(&effort)
@@ -261,6 +348,21 @@ mod tests {
             .flat_map(|group| group.cases)
             .map(|case| case.name)
             .collect()
+    }
+
+    #[test]
+    fn fewer_turns_are_taken_so_that_all_rows_fit() {
+        let seconds = Duration::from_secs;
+        let pace = Pace {
+            set_ups: 2,
+            setting_up: seconds(20),
+            turns: 10,
+            turning: seconds(20),
+        };
+        assert_eq!(pace.turns(5, seconds(1000), 10, 3), 5);
+        assert_eq!(pace.turns(5, seconds(30 + 2 * 10 * 3), 10, 3), 3);
+        assert_eq!(pace.turns(5, seconds(1), 10, 3), 1);
+        assert_eq!(Pace::default().turns(5, seconds(1), 50, 8), 5);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, ValueEnum};
 use netyard_tests::bench::hugepages::HugePages;
+use netyard_tests::bench::peer::{KINDS, Kind};
 use netyard_tests::bench::throughput::Effort;
 use netyard_tests::bench::{boot, bridge, growth, host, latency, testpmd_loop, throughput, upkeep, vde, vf};
 
@@ -22,9 +23,12 @@ enum Bench {
         /// Rows of the throughput table whose names hold this text, as in `64, both ways`
         #[arg(long)]
         rows: Option<String>,
-        /// Seconds after which no further row of the throughput table is begun
+        /// Seconds after which no further row of the throughput table is begun; to be done by then, rows get fewer turns
         #[arg(long)]
         limit: Option<u64>,
+        /// Another build of vswitch, to be compared with instead of the peers
+        #[arg(long, value_name = "PROGRAM")]
+        against: Option<PathBuf>,
     },
     /// How the cost of a frame grows with ports, addresses, queue pairs and memory regions: a table, and a graph of each
     Growth {
@@ -109,6 +113,7 @@ impl Turns {
             pairs: self.pairs.max(1),
             trial: Duration::from_secs_f64(self.seconds.clamp(0.01, 60.0)),
             rows: None,
+            kinds: KINDS.to_vec(),
             end: None,
         }
     }
@@ -150,10 +155,14 @@ fn main() -> ExitCode {
             turns,
             rows,
             limit,
+            against,
         } => peers(
             &only,
             &Effort {
                 rows,
+                kinds: against.map_or(KINDS.to_vec(), |program| {
+                    vec![Kind::Vswitch, Kind::Build(program)]
+                }),
                 end: limit.map(|seconds| Instant::now() + Duration::from_secs(seconds)),
                 ..turns.effort()
             },
