@@ -13,7 +13,7 @@ use crate::client::{Client, ClientError};
 use crate::daemon::{self, DaemonError};
 use crate::model::{BridgeView, NewFdbEntry, NewPort, PortChange, Restart};
 use crate::run_dir::{BridgeDir, RunDirError};
-use args::{Args, Command, FdbCommand, Format, PortCommand, UpArgs};
+use args::{Args, Command, FdbCommand, Format, OnOff, PortCommand, UpArgs};
 
 /// The command failed.
 const FAILED: u8 = 1;
@@ -221,10 +221,19 @@ async fn port_command(command: PortCommand, format: Format) -> Result<(), CliErr
             };
             print(&format!("port {} added to {bridge}: {end}\n", view.name))
         }
-        PortCommand::Set { bridge, name, link } => {
-            let view = Client::new(&bridge)?
-                .set_port(&name, &PortChange { link })
-                .await?;
+        PortCommand::Set {
+            bridge,
+            name,
+            link,
+            anti_spoof,
+            allow_macs,
+        } => {
+            let change = PortChange {
+                link,
+                anti_spoof: anti_spoof.map(|switch| switch == OnOff::On),
+                allow_macs,
+            };
+            let view = Client::new(&bridge)?.set_port(&name, &change).await?;
             if format == Format::Json {
                 print_json(&view)
             } else {

@@ -139,14 +139,6 @@ pub struct PortSettings {
     pub source_macs: Vec<MacAddr>,
 }
 
-impl PortSettings {
-    /// Whether frames from this address may come from the port.
-    #[inline]
-    pub fn may_send_from(&self, mac: MacAddr) -> bool {
-        self.source_macs.is_empty() || self.source_macs.contains(&mac)
-    }
-}
-
 /// A static entry of the forwarding database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -250,6 +250,13 @@ pub struct PortChange {
     /// Its link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<LinkSetting>,
+    /// Whether frames from other addresses than the port's `mac` and those in `allow_macs` are dropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub anti_spoof: Option<bool>,
+    /// All other addresses that frames may come from, up to 15; for `anti_spoof` alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub allow_macs: Vec<MacAddr>,
 }
 
 /// An entry of the forwarding database.

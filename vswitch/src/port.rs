@@ -3,6 +3,7 @@
 mod home;
 mod plane;
 mod queue;
+mod sources;
 mod tap;
 mod wishes;
 
@@ -17,6 +18,7 @@ use crate::port_id::PortId;
 pub use home::Home;
 pub use plane::PortPlane;
 pub use queue::{EgressQueue, EgressRing, IngressQueue, IngressRing, QueuePair};
+pub use sources::Sources;
 pub use tap::{TapPort, TapPortError};
 pub use wishes::Wishes;
 
@@ -37,6 +39,7 @@ pub struct Port {
     pairs: Box<[QueuePair]>,
     drops: Drops,
     wishes: Wishes,
+    sources: Sources,
 }
 
 impl Port {
@@ -46,6 +49,7 @@ impl Port {
             LinkSetting::Up => 0,
             LinkSetting::Down => SET_DOWN,
         };
+        let sources = Sources::new(settings.source_macs.clone());
         let pairs = (0..settings.queue_pairs).map(|_| QueuePair::default()).collect();
         Self {
             id,
@@ -57,6 +61,7 @@ impl Port {
             pairs,
             drops: Drops::default(),
             wishes: Wishes::default(),
+            sources,
         }
     }
 
@@ -148,6 +153,12 @@ impl Port {
     #[inline]
     pub fn wishes(&self) -> &Wishes {
         &self.wishes
+    }
+
+    /// The addresses that frames from the port may come from.
+    #[inline]
+    pub fn sources(&self) -> &Sources {
+        &self.sources
     }
 
     /// Which pair each flow is delivered on.

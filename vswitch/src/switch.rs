@@ -158,20 +158,35 @@ impl Switch {
     pub fn set_port(&self, name: &str, change: &PortChange) -> Result<PortView, SwitchError> {
         let mut control = self.control();
         let port = self.find(name)?;
-        let before = port.link();
-        let link = change.link.unwrap_or(before);
-        let keep = |control: &mut Control, link| {
-            let settings = &mut control.config.ports;
-            if let Some(settings) = settings.iter_mut().find(|settings| settings.name == name) {
-                settings.link = link;
-            }
+        let settings = &mut control.config.ports;
+        let Some(at) = settings.iter().position(|settings| settings.name == name) else {
+            return Err(self.no_port(name));
         };
-        keep(&mut control, link);
+        let before = settings[at].clone();
+        let changed = PortSettings {
+            link: change.link.unwrap_or(before.link),
+            source_macs: match change.anti_spoof {
+                None if change.allow_macs.is_empty() => before.source_macs.clone(),
+                held => source_macs(name, before.mac, held == Some(true), &change.allow_macs)?,
+            },
+            ..before.clone()
+        };
+        settings[at] = changed.clone();
         if let Err(error) = self.store(&control) {
-            keep(&mut control, before);
+            control.config.ports[at] = before;
             return Err(error);
         }
-        if link != before {
+        if changed.source_macs != before.source_macs {
+            let held = !changed.source_macs.is_empty();
+            port.sources().set(changed.source_macs);
+            if held {
+                // It may have been learned with addresses that it is not allowed.
+                self.bridge.fdb().flush(Some(port.id()));
+            }
+            tracing::info!(port = name, held, "allowed source addresses set");
+        }
+        let link = changed.link;
+        if link != before.link {
             port.set_link(link);
             if link == LinkSetting::Down {
                 self.bridge.fdb().flush(Some(port.id()));
@@ -246,10 +261,14 @@ impl Switch {
     }
 
     fn find(&self, name: &str) -> Result<Arc<Port>, SwitchError> {
-        self.bridge.port_named(name).ok_or_else(|| SwitchError::NoPort {
+        self.bridge.port_named(name).ok_or_else(|| self.no_port(name))
+    }
+
+    fn no_port(&self, name: &str) -> SwitchError {
+        SwitchError::NoPort {
             bridge: self.name.clone(),
             port: name.to_owned(),
-        })
+        }
     }
 
     /// Checks what a new port asks for, and fills in what it leaves open.
@@ -302,7 +321,7 @@ impl Switch {
             mtu: new.mtu,
             link: LinkSetting::Up,
             control_queue: new.control_queue,
-            source_macs: source_macs(new)?,
+            source_macs: source_macs(&new.name, new.mac, new.anti_spoof, &new.allow_macs)?,
         })
     }
 
@@ -444,16 +463,17 @@ impl Switch {
     }
 }
 
-/// The addresses that a new port may send from.
-fn source_macs(new: &NewPort) -> Result<Vec<MacAddr>, SwitchError> {
-    let macs: Vec<MacAddr> = new
-        .mac
-        .into_iter()
-        .chain(new.allow_macs.iter().copied())
-        .collect();
-    let refused = |why: String| SwitchError::Settings(format!("port {} {why}", new.name));
-    match (new.anti_spoof, macs.iter().find(|mac| !mac.is_valid_source())) {
-        (false, _) if !new.allow_macs.is_empty() => Err(refused(
+/// The addresses that a port may send from which is `held` to its own and those allowed.
+fn source_macs(
+    port: &str,
+    mac: Option<MacAddr>,
+    held: bool,
+    allowed: &[MacAddr],
+) -> Result<Vec<MacAddr>, SwitchError> {
+    let macs: Vec<MacAddr> = mac.into_iter().chain(allowed.iter().copied()).collect();
+    let refused = |why: String| SwitchError::Settings(format!("port {port} {why}"));
+    match (held, macs.iter().find(|mac| !mac.is_valid_source())) {
+        (false, _) if !allowed.is_empty() => Err(refused(
             "cannot be held to addresses: ask for anti-spoofing as well".to_owned(),
         )),
         (false, _) => Ok(Vec::new()),

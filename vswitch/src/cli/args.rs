@@ -153,6 +153,13 @@ impl UpArgs {
     }
 }
 
+/// Whether something is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum OnOff {
+    On,
+    Off,
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum PortCommand {
     /// Add a port: a vhost-user socket for a VM, or an interface of this host
@@ -195,15 +202,28 @@ pub(super) enum PortCommand {
     /// Change a port while it is in use
     #[command(after_help = "Examples:
   vswitch port set br0 vm1 --link down            no frame passes, and the guest sees its link down
-  vswitch port set br0 vm1 --link up")]
+  vswitch port set br0 vm1 --link up
+  vswitch port set br0 vm1 --anti-spoof on        frames from other addresses than the port's are dropped
+  vswitch port set br0 vm1 --anti-spoof on --allow-mac 52:54:00:00:00:03")]
     Set {
         /// Name of the bridge
         bridge: String,
         /// Name of the port
         name: String,
         /// Whether frames may pass; the guest sees its link follow
-        #[arg(long, value_name = "STATE", required = true)]
+        #[arg(long, value_name = "STATE", required_unless_present = "anti_spoof")]
         link: Option<LinkSetting>,
+        /// Whether frames from other addresses than the port's --mac and those of --allow-mac are dropped
+        #[arg(long, value_name = "STATE")]
+        anti_spoof: Option<OnOff>,
+        /// All other addresses that frames may come from
+        #[arg(
+            long = "allow-mac",
+            value_name = "LIST",
+            value_delimiter = ',',
+            requires = "anti_spoof"
+        )]
+        allow_macs: Vec<MacAddr>,
     },
     /// Delete a port
     Del {

@@ -109,7 +109,7 @@ pub(super) fn port(port: &Port) -> PortView {
         link: port.link(),
         mac: settings.mac,
         control_queue: settings.control_queue,
-        source_macs: settings.source_macs.clone(),
+        source_macs: port.sources().macs(),
         mtu: port.mtu(),
         queue_pairs: settings.queue_pairs,
         enabled_queue_pairs: u16::try_from(port.enabled().count_ones()).unwrap_or(u16::MAX),

@@ -46,7 +46,7 @@ pub(crate) fn announce(bridge: &Bridge, port: &Port, mac: MacAddr) -> Result<(),
     if !mac.is_valid_source() {
         return Err(AnnounceError::Address(mac));
     }
-    if !port.settings().may_send_from(mac) {
+    if !port.sources().allow(mac) {
         port.drops().add_shared(DropReason::Spoofed, 1);
         return Err(AnnounceError::Spoofed(mac));
     }

@@ -109,7 +109,7 @@ impl<'p> Trains<'p> {
         if !source.is_valid_source() {
             return Verdict::Refused(DropReason::BadSource);
         }
-        if !self.from.settings().may_send_from(source) {
+        if !self.from.sources().allow(source) {
             return Verdict::Refused(DropReason::Spoofed);
         }
         if destination.is_bridge_reserved() {

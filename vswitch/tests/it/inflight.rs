@@ -2,14 +2,17 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
+use crate::support::host::{Host, port};
 use crate::support::net::{BROADCAST, Net, frame, mac, udp};
 
 use netyard_testkit::endpoint::Options;
 use netyard_testkit::guest::{Guest, wait_for};
+use netyard_testkit::tcp::{Segment, checksum_is_right};
 use vhost::vhost_user::VhostUserFrontend as _;
 use vhost::vhost_user::message::VhostUserInflight;
 use virtio::features as f;
 use virtio::memory::Region;
+use virtio::net::{GSO_TCPV4, NetHeader};
 use vswitch::mac::MacAddr;
 use vswitch::model::NewPort;
 
@@ -153,6 +156,84 @@ fn what_a_guest_asked_for_holds_under_the_next_switch() {
         let mut b = Guest::connect(&net.socket("b"), options);
         a.send(0, &frames[0]);
         b.expect(&frames[0]);
+    }
+}
+
+/// Receive offloads that were switched off stay off, hashes are reported and all pairs used, though the switch was killed.
+#[test]
+fn offloads_that_a_guest_switched_off_stay_off_under_the_next_switch() {
+    const TSO: u64 = f::NET_F_CSUM | f::NET_F_GUEST_CSUM | f::NET_F_HOST_TSO4 | f::NET_F_GUEST_TSO4;
+    const CONTROL: u64 = f::NET_F_CTRL_VQ | f::NET_F_CTRL_GUEST_OFFLOADS | f::NET_F_MQ | f::NET_F_HASH_REPORT;
+    let payload: Vec<u8> = (0..20_000)
+        .map(|at: usize| u8::try_from(at % 251).unwrap())
+        .collect();
+    let (mut header, packet) = Segment {
+        macs: [mac(2).octets(), mac(1).octets()],
+        addresses: [[10, 0, 0, 1], [10, 0, 0, 2]],
+        ports: [12345, 5201],
+        flags: 0x18,
+        payload: &payload,
+    }
+    .build();
+    (header.gso_type, header.gso_size, header.hdr_len) = (GSO_TCPV4, 1448, 54);
+    for (packed, kept) in [(0, true), (f::RING_PACKED, true), (0, false)] {
+        let host = Host::new();
+        host.ok(&["up", "br0"]);
+        host.ok(&["port", "add", "br0", "a"]);
+        let served = ["--queues", "2", "--mac", "02:00:00:00:00:02", "--control-queue"];
+        host.ok(&[&["port", "add", "br0", "b"][..], &served].concat());
+        let of_a = Options {
+            slot_len: 66_000,
+            queue_size: 128,
+            ..options(TSO)
+        };
+        let mut a = Guest::connect(&host.socket("a"), of_a);
+        let of_b = Options {
+            pairs: 2,
+            control: true,
+            inflight: kept,
+            features: BASE | TSO | CONTROL | packed,
+            ..of_a
+        };
+        let mut b = Guest::connect(&host.socket("b"), of_b);
+        let hash = [&1_u32.to_le_bytes()[..], &[0; 8], &[4, 1, 2, 3, 4]].concat();
+        assert!(b.control(4, 0, &[2, 0]), "both pairs");
+        assert!(b.control(4, 2, &hash), "hashes of addresses");
+        assert!(b.control(5, 0, &[0; 8]), "no offloads");
+        host.kill("br0");
+        host.ok(&["up", "br0"]);
+        b.reconnect(&host.socket("b"));
+        a.reconnect(&host.socket("a"));
+        wait_for("both queue pairs", || {
+            port(&host.json(&["show", "br0"]), "b")["enabled_queue_pairs"] == 2
+        });
+        a.send_with(0, &header, &packet);
+        if !kept {
+            let (_, got) = b.receive();
+            assert_eq!((got.header.gso_type, got.hash.1), (GSO_TCPV4, 0));
+            assert_eq!(
+                got.frame, packet,
+                "whole: the next switch goes by what was negotiated"
+            );
+            continue;
+        }
+        let mut came = Vec::new();
+        while came.len() < payload.len() {
+            let (_, got) = b.receive();
+            let plain = NetHeader {
+                num_buffers: 1,
+                ..NetHeader::default()
+            };
+            assert_eq!((got.header, got.hash.1), (plain, 1));
+            assert!(checksum_is_right(&got.frame));
+            came.extend_from_slice(&got.frame[54..]);
+        }
+        assert_eq!(came, payload);
+        // They can be switched on again.
+        let on = f::NET_F_GUEST_CSUM | f::NET_F_GUEST_TSO4;
+        assert!(b.control(5, 0, &on.to_le_bytes()));
+        a.send_with(0, &header, &packet);
+        assert_eq!(b.receive().1.frame, packet);
     }
 }
 

@@ -7,7 +7,10 @@ use vswitch::config::LinkSetting;
 use vswitch::model::{PortChange, PortState};
 
 fn set(net: &Net, port: &str, link: LinkSetting) {
-    let change = PortChange { link: Some(link) };
+    let change = PortChange {
+        link: Some(link),
+        ..PortChange::default()
+    };
     assert_eq!(net.switch.set_port(port, &change).unwrap().link, link);
 }
 

@@ -148,7 +148,13 @@ mod inside {
 
         let set = |link| {
             net.switch
-                .set_port("host", &PortChange { link: Some(link) })
+                .set_port(
+                    "host",
+                    &PortChange {
+                        link: Some(link),
+                        ..PortChange::default()
+                    },
+                )
                 .unwrap()
         };
         set(LinkSetting::Down);
