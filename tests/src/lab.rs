@@ -98,14 +98,14 @@ impl Yard {
     /// # Panics
     /// When it cannot be written.
     pub fn two_nodes(&self, name: &str, isolate: bool) -> PathBuf {
-        self.two_nodes_with(name, 2, isolate)
+        self.two_nodes_and(name, 2, isolate, "")
     }
 
-    /// As [`two_nodes`](Self::two_nodes), with as many queue pairs on each NIC.
+    /// As [`two_nodes`](Self::two_nodes), with as many queue pairs on each NIC, and more nodes as they stand in a lab file.
     ///
     /// # Panics
     /// When it cannot be written.
-    pub fn two_nodes_with(&self, name: &str, queues: u16, isolate: bool) -> PathBuf {
+    pub fn two_nodes_and(&self, name: &str, queues: u16, isolate: bool, more: &str) -> PathBuf {
         let node = |node: &str, last: u8| {
             let isolate = if isolate {
                 ", isolate: true"
@@ -117,7 +117,7 @@ impl Yard {
             )
         };
         let text = format!(
-            "name: {name}\nswitches: {{lan: }}\nnodes:\n{}{}",
+            "name: {name}\nswitches: {{lan: }}\nnodes:\n{}{}{more}",
             node("a", 1),
             node("b", 2)
         );

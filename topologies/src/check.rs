@@ -298,6 +298,7 @@ impl<'a> Checker<'a> {
             name: name.value.clone(),
             agent: agent.unwrap_or(matches!(boot, Boot::Image(_))),
             boot,
+            engine: spec.engine,
             cmdline: spec.cmdline.map(|cmdline| cmdline.value).unwrap_or_default(),
             cpus: self.number("cpus", spec.cpus, CPUS).unwrap_or(1),
             memory_mib: spec

@@ -231,9 +231,9 @@ fn validate(args: &ValidateArgs, run: &RunDir, format: Format) -> Result<(), Cli
     let lab = check::load(&args.file, run)?;
     warn(&lab);
     if args.plan {
-        let choice = choose(args.engine)?;
+        let choice = choose(args.engine, &lab)?;
         let plan = Plan::new(&lab, run, &[], planned_boot);
-        let commands = plan.commands(&*choice.engine);
+        let commands = plan.commands(&choice.engines);
         if format == Format::Json {
             return print_json(&commands);
         }

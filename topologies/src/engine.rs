@@ -1,6 +1,7 @@
 //! Engines: the virtual machine monitors that run a lab's machines, on the same switches.
 
 mod choose;
+mod engines;
 mod qemu;
 mod vmm;
 
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::plan::NodePlan;
 
 pub use choose::{Choice, EngineArg, EngineError, choose, hardware_kvm};
+pub use engines::Engines;
 pub use qemu::Qemu;
 pub use vmm::Vmm;
 

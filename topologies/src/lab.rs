@@ -8,6 +8,8 @@ use sriov::address::Bdf;
 use vswitch::fdb::OnFull;
 use vswitch::mac::MacAddr;
 
+use crate::engine::EngineKind;
+
 /// A whole lab.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lab {
@@ -47,6 +49,9 @@ pub struct Node {
     pub cmdline: String,
     /// Whether the guest runs the agent, so that commands can be run in it and its readiness be asked for.
     pub agent: bool,
+    /// What runs it; if not given, what the person who starts the lab asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineKind>,
     /// Virtual CPUs.
     pub cpus: u8,
     /// Guest memory in MiB.

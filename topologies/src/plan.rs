@@ -7,7 +7,7 @@ use clap::ValueEnum as _;
 use vswitch::mac::MacAddr;
 use vswitch::model::NewPort;
 
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineKind, Engines};
 use crate::lab::{Disk, Lab, Nic, Node, Switch, SwitchNic, port_name};
 use crate::passthrough::Device;
 use crate::paths::{NodeDir, RunDir};
@@ -58,6 +58,8 @@ pub struct PortPlan {
     pub spoof: bool,
     /// Whether the switch is to serve the guest's control queue.
     pub control_queue: bool,
+    /// What runs the machine, if not the usual engine.
+    pub engine: Option<EngineKind>,
 }
 
 /// One machine.
@@ -71,6 +73,8 @@ pub struct NodePlan {
     pub dir: NodeDir,
     /// What it boots.
     pub boot: BootFiles,
+    /// What runs it, if not the usual engine.
+    pub engine: Option<EngineKind>,
     /// Its whole kernel command line.
     pub cmdline: String,
     /// Virtual CPUs.
@@ -139,13 +143,13 @@ impl Plan {
     }
 
     /// Every command of the plan, in order, as a person could type them.
-    pub fn commands(&self, engine: &dyn Engine) -> Vec<String> {
+    pub fn commands(&self, engines: &Engines) -> Vec<String> {
         let mut all = Vec::new();
         for switch in &self.switches {
             all.push(command_line(Path::new("vswitch"), &switch.arguments));
             for port in &switch.ports {
                 let held = if port.spoof { "" } else { " --anti-spoof" };
-                let served = port.control_queue && engine.forwards_control_queue();
+                let served = port.control_queue && engines.of(port.engine).forwards_control_queue();
                 let served = if served { " --control-queue" } else { "" };
                 all.push(format!(
                     "vswitch port add {} {} --queues {} --mac {} --mtu {}{held}{served}",
@@ -157,6 +161,7 @@ impl Plan {
             for isolate in node.nics.iter().filter_map(|nic| nic.isolate.as_ref()) {
                 all.push(command_line(Path::new("vhost-net-backend"), &isolate.arguments));
             }
+            let engine = engines.of(node.engine);
             all.push(command_line(engine.program(), &engine.arguments(node)));
         }
         all
@@ -201,6 +206,7 @@ impl SwitchPlan {
                     mtu: nic.mtu,
                     spoof: on.spoof,
                     control_queue: on.control_queue,
+                    engine: node.engine,
                 })
             })
             .collect();
@@ -257,6 +263,7 @@ impl NodePlan {
             cmdline: cmdline(node, devices),
             dir,
             boot,
+            engine: node.engine,
             cpus: node.cpus,
             memory_mib: node.memory_mib,
             nics,

@@ -111,7 +111,7 @@ async fn power_off(
         };
         let step = progress.step(format!("node {}", node.name), "powering off");
         let dir = dir.node(&node.name);
-        let engine = state.engine;
+        let engine = state.engine_of(node);
         machines.spawn(async move {
             let asked = match engine {
                 Some(engine) if !grace.is_zero() => {

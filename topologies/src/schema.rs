@@ -9,6 +9,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_saphyr::{Location, Spanned};
 use vswitch::fdb::OnFull;
 
+use crate::engine::EngineKind;
 use crate::problem::{Problem, Refused, did_you_mean};
 
 /// Upper bound of a lab file's size; a file beyond it is not one that a person wrote.
@@ -43,6 +44,7 @@ pub(crate) struct RawNode {
     pub(crate) initrd: Option<Spanned<String>>,
     pub(crate) cmdline: Option<Spanned<String>>,
     pub(crate) agent: Option<Spanned<bool>>,
+    pub(crate) engine: Option<EngineKind>,
     pub(crate) cpus: Option<Spanned<u64>>,
     pub(crate) memory: Option<Spanned<String>>,
     #[serde(default)]

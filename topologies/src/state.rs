@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::EngineKind;
-use crate::lab::Lab;
+use crate::lab::{Lab, Node};
 use crate::passthrough::{Device, Physical};
 use crate::paths::{LabDir, RunDir};
 use crate::process::ProcessId;
@@ -75,7 +75,7 @@ pub struct State {
     pub phase: Phase,
     /// Where it runs.
     pub host: HostKind,
-    /// What runs its machines; `None` when another host knows.
+    /// What runs its machines, but for those that say otherwise; `None` when another host knows.
     pub engine: Option<EngineKind>,
     /// The mark that all its processes carry.
     pub mark: String,
@@ -146,6 +146,11 @@ impl State {
         let next = path.with_extension("json.new");
         fs::write(&next, text).map_err(refused)?;
         fs::rename(&next, &path).map_err(refused)
+    }
+
+    /// What runs `node`; `None` when another host knows.
+    pub fn engine_of(&self, node: &Node) -> Option<EngineKind> {
+        self.engine.map(|usual| node.engine.unwrap_or(usual))
     }
 
     /// The process that runs `node`.

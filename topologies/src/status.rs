@@ -58,7 +58,7 @@ pub struct LabStatus {
     pub state: LabState,
     /// Where it runs.
     pub host: HostKind,
-    /// What runs its machines.
+    /// What runs its machines, but for those of which the lab file says otherwise.
     pub engine: Option<EngineKind>,
     /// The file that it was started from.
     pub file: std::path::PathBuf,
@@ -225,7 +225,7 @@ fn node_status(state: &State, node: &crate::lab::Node, switches: &[SwitchStatus]
         } else {
             NodeState::Stopped
         },
-        engine: state.engine,
+        engine: state.engine_of(node),
         pid: process.map(|process| process.pid),
         nics,
     }

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use vswitch::client::Client;
 use vswitch::run_dir::BridgeDir;
 
-use crate::engine::{Choice, Engine, EngineArg, choose};
+use crate::engine::{Choice, EngineArg, Engines, choose};
 use crate::image;
 use crate::initramfs::cache::Cache;
 use crate::lab::{Boot, Lab, Nic};
@@ -69,8 +69,10 @@ pub async fn up(file: &Path, lab: Lab, run: &RunDir, options: Options) -> Result
     let _lock = Lock::take(&dir.lock(), &lab.name)?;
     clear_remains(&dir, &progress).await?;
 
-    let Choice { engine, reason } = choose(options.engine)?;
-    progress.line(&reason);
+    let Choice { engines, reasons } = choose(options.engine, &lab)?;
+    for reason in &reasons {
+        progress.line(reason);
+    }
     let tools = Tools::find(&lab)?;
     let interrupted = interruption()?;
     tokio::pin!(interrupted);
@@ -78,7 +80,7 @@ pub async fn up(file: &Path, lab: Lab, run: &RunDir, options: Options) -> Result
         boot = boot_files(&lab, &progress) => boot?,
         () = &mut interrupted => return Err(UpError::Interrupted),
     };
-    let mut state = State::new(lab, file, HostKind::Native, Some(engine.kind()));
+    let mut state = State::new(lab, file, HostKind::Native, Some(engines.usual().kind()));
     make_folder(dir.path()).map_err(|error| UpError::Folder(dir.path().to_path_buf(), error))?;
     state.save(&dir)?;
     let mut files = boot.into_iter();
@@ -87,7 +89,7 @@ pub async fn up(file: &Path, lab: Lab, run: &RunDir, options: Options) -> Result
         dir: &dir,
         run,
         tools: &tools,
-        engine: &*engine,
+        engines: &engines,
         progress: &progress,
     };
     let result = tokio::select! {
@@ -203,7 +205,7 @@ struct Starter<'a> {
     dir: &'a LabDir,
     run: &'a RunDir,
     tools: &'a Tools,
-    engine: &'a dyn Engine,
+    engines: &'a Engines,
     progress: &'a Progress,
 }
 
@@ -228,20 +230,25 @@ impl Starter<'_> {
         }
         let mut aborts = 0;
         while let Some(ready) = machines.join_next().await {
-            match ready.map_err(|_| UpError::Interrupted)? {
-                Err(UpError::Stopped { node, status, log })
-                    if aborts < ABORTS && self.engine.aborts_by_itself() && node::aborted(status) =>
-                {
+            let ready = ready.map_err(|_| UpError::Interrupted)?;
+            let stopped = match &ready {
+                Err(UpError::Stopped { node, status, log }) if node::aborted(*status) => {
+                    let nodes = &mut plan.nodes.iter();
+                    nodes.find(|plan| plan.name == *node).map(|plan| (plan, log))
+                }
+                _ => None,
+            };
+            match stopped {
+                Some((plan, log)) if aborts < ABORTS && self.engines.of(plan.engine).aborts_by_itself() => {
                     aborts += 1;
                     let said = log.last().map_or("", String::as_str);
                     self.progress.line(&format!(
-                        "  node {node}: the monitor aborted, booting it again: {said}"
+                        "  node {}: the monitor aborted, booting it again: {said}",
+                        plan.name
                     ));
-                    for plan in plan.nodes.iter().filter(|plan| plan.name == node) {
-                        machines.spawn(self.machine(plan, deadline)?);
-                    }
+                    machines.spawn(self.machine(plan, deadline)?);
                 }
-                ready => ready?,
+                _ => ready?,
             }
         }
         Ok(())
@@ -257,7 +264,7 @@ impl Starter<'_> {
         let step = self.progress.step(format!("node {}", plan.name), "booting");
         Ok(node::ready(
             plan.clone(),
-            self.engine.kind(),
+            self.engines.of(plan.engine).kind(),
             child,
             deadline,
             step,
@@ -321,7 +328,7 @@ impl Starter<'_> {
         let client = Client::new(&plan.bridge).map_err(|error| refused(error.to_string()))?;
         for port in &plan.ports {
             client
-                .add_port(&port.request(self.engine))
+                .add_port(&port.request(self.engines.of(port.engine)))
                 .await
                 .map_err(|error| refused(error.to_string()))?;
         }
@@ -358,7 +365,7 @@ impl Starter<'_> {
     }
 
     fn node(&mut self, plan: &NodePlan) -> Result<Child, UpError> {
-        let engine = self.engine;
+        let engine = self.engines.of(plan.engine);
         let child = self.spawn(engine.program(), &engine.arguments(plan), &plan.dir.log())?;
         self.record(
             Role::Node {

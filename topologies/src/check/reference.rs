@@ -169,6 +169,12 @@ fn node(least: &crate::lab::Node) -> Section {
                 &format!("{} with an image, false with a kernel", least.agent),
                 "whether the guest runs the agent, which `lab exec` speaks to and `lab up` waits for",
             ),
+            key(
+                "engine",
+                "`vmm`, `qemu`",
+                &"what `lab up --engine` says",
+                "the virtual machine monitor that runs it, whatever runs the others",
+            ),
             key("cpus", from_to(&CPUS), &least.cpus, "virtual CPUs"),
             key(
                 "memory",

@@ -70,7 +70,11 @@ fn an_unknown_key_is_refused_at_every_level_with_the_nearest_one() {
     assert_eq!(
         problems_with("image: base\n", "image: base\n    memroy: 1G\n"),
         "x.lab.yaml:8:5: unknown key `memroy`; did you mean `memory`? (keys known here: image, kernel, initrd, \
-         cmdline, agent, cpus, memory, nics, disks)"
+         cmdline, agent, engine, cpus, memory, nics, disks)"
+    );
+    assert_eq!(
+        problems_with("image: base\n", "image: base\n    engine: qemuu\n"),
+        "x.lab.yaml:8:13: unknown value `qemuu`; did you mean `qemu`? (values known here: vmm, qemu)"
     );
     assert_eq!(
         problems_with("queues: 2", "queue: 2"),

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::{Engine, EngineKind, Qemu, Vmm};
+use super::{Engine, EngineKind, Engines, Qemu, Vmm};
+use crate::lab::Lab;
 use crate::programs::{self, ProgramError};
 
 const QEMU: &str = "qemu-system-x86_64";
@@ -29,46 +30,74 @@ pub enum EngineError {
     /// `vmm` was asked for and cannot work.
     #[error("engine vmm cannot run here: {0}; use --engine qemu, or --host emulated")]
     NoHardware(String),
+    /// A machine names `vmm`, which cannot work.
+    #[error(
+        "node {0} is to run under vmm, which cannot run here: {1}; change its `engine`, or use --host emulated"
+    )]
+    NodeWithoutHardware(String, String),
     /// QEMU does not run.
     #[error("`{QEMU} --version` does not tell its version ({0}); install the package qemu-system-x86 again")]
     Version(String),
 }
 
-/// An engine, and why it was taken.
+/// The engines of a lab, and why they were taken.
 #[derive(Debug)]
 pub struct Choice {
-    /// The engine.
-    pub engine: Box<dyn Engine>,
-    /// One line for the user.
-    pub reason: String,
+    /// The engines.
+    pub engines: Engines,
+    /// For the user: a line for the usual one, and one for each other that a machine names.
+    pub reasons: Vec<String>,
 }
 
-/// Takes the engine asked for, or the best that works here.
-pub fn choose(asked: EngineArg) -> Result<Choice, EngineError> {
+/// Takes the engine asked for, or the best that works here, and what single machines of the lab name.
+pub fn choose(asked: EngineArg, lab: &Lab) -> Result<Choice, EngineError> {
     let hardware = hardware_kvm();
-    let wanted = match (asked, &hardware) {
+    let usual = match (asked, &hardware) {
         (EngineArg::Vmm, Err(why)) => return Err(EngineError::NoHardware(why.clone())),
         (EngineArg::Vmm | EngineArg::Auto, Ok(())) => EngineKind::Vmm,
         (EngineArg::Qemu, _) | (EngineArg::Auto, Err(_)) => EngineKind::Qemu,
     };
     let because = match (asked, &hardware) {
-        (EngineArg::Auto, Ok(())) => "KVM is backed by this host's hardware".to_owned(),
-        (EngineArg::Auto, Err(why)) => why.clone(),
-        _ => "as asked for".to_owned(),
+        (EngineArg::Auto, Ok(())) => "KVM is backed by this host's hardware",
+        (EngineArg::Auto, Err(why)) => why,
+        _ => "as asked for",
     };
-    Ok(match wanted {
-        EngineKind::Vmm => Choice {
-            engine: Box::new(Vmm::new(programs::own("vmm")?)),
-            reason: format!("engine vmm: {because}"),
-        },
+    let (engine, reason) = find(usual, hardware.is_ok(), because)?;
+    let mut choice = Choice {
+        engines: Engines::new(engine),
+        reasons: vec![reason],
+    };
+    for kind in [EngineKind::Vmm, EngineKind::Qemu] {
+        let named = lab.nodes.iter().find(|node| node.engine == Some(kind));
+        let Some(node) = named.filter(|_| kind != usual) else {
+            continue;
+        };
+        if let (EngineKind::Vmm, Err(why)) = (kind, &hardware) {
+            return Err(EngineError::NodeWithoutHardware(node.name.clone(), why.clone()));
+        }
+        let because = format!("of node {} and others that name it", node.name);
+        let (engine, reason) = find(kind, hardware.is_ok(), &because)?;
+        choice.engines.add(engine);
+        choice.reasons.push(reason);
+    }
+    Ok(choice)
+}
+
+/// Finds the programs of an engine. The text is for the user.
+fn find(kind: EngineKind, hardware: bool, because: &str) -> Result<(Box<dyn Engine>, String), EngineError> {
+    Ok(match kind {
+        EngineKind::Vmm => (
+            Box::new(Vmm::new(programs::own("vmm")?)),
+            format!("engine vmm: {because}"),
+        ),
         EngineKind::Qemu => {
             let program = programs::system(QEMU, "qemu-system-x86")?;
             let version = qemu_version(&program)?;
-            let cpu = if hardware.is_ok() { "KVM" } else { "a software CPU" };
-            Choice {
-                engine: Box::new(Qemu::new(program, version, hardware.is_ok())),
-                reason: format!("engine qemu {}.{} with {cpu}: {because}", version.0, version.1),
-            }
+            let cpu = if hardware { "KVM" } else { "a software CPU" };
+            (
+                Box::new(Qemu::new(program, version, hardware)),
+                format!("engine qemu {}.{} with {cpu}: {because}", version.0, version.1),
+            )
         }
     })
 }
@@ -107,6 +136,7 @@ fn has_virtualization(cpuinfo: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::paths::RunDir;
 
     #[test]
     fn only_the_flags_of_a_cpu_count() {
@@ -118,13 +148,25 @@ mod tests {
         assert!(!has_virtualization("flags : fpu svm_lock\n"));
     }
 
+    fn lab(engine: &str) -> Lab {
+        let text = format!("name: t\nswitches: {{}}\nnodes: {{a: {{}}, b: {{{engine}}}}}\n");
+        crate::check::check(Path::new("x.lab.yaml"), &text, &RunDir::new("/run/netyard")).unwrap()
+    }
+
     #[test]
     fn vmm_without_hardware_is_refused_with_the_cure() {
         if let Err(why) = hardware_kvm() {
-            let text = choose(EngineArg::Vmm).unwrap_err().to_string();
+            let text = choose(EngineArg::Vmm, &lab("")).unwrap_err().to_string();
             assert_eq!(
                 text,
                 format!("engine vmm cannot run here: {why}; use --engine qemu, or --host emulated")
+            );
+            let text = choose(EngineArg::Auto, &lab("engine: vmm")).unwrap_err();
+            assert_eq!(
+                text.to_string(),
+                format!(
+                    "node b is to run under vmm, which cannot run here: {why}; change its `engine`, or use --host emulated"
+                )
             );
         }
     }

@@ -1,7 +1,11 @@
 use std::path::Path;
 
 use super::*;
-use crate::engine::{Qemu, Vmm};
+use crate::engine::{Engine, EngineKind, Engines, Qemu, Vmm};
+
+fn commands(plan: &Plan, engine: impl Engine + 'static) -> Vec<String> {
+    plan.commands(&Engines::new(Box::new(engine)))
+}
 
 fn plan(text: &str) -> Plan {
     let run = RunDir::new("/run/netyard");
@@ -31,7 +35,7 @@ nodes:
 #[test]
 fn switches_come_first_then_the_processes_between_then_machines() {
     let plan = plan(LAB);
-    let commands = plan.commands(&Vmm::new("vmm"));
+    let commands = commands(&plan, Vmm::new("vmm"));
     let dir = "/run/netyard/labs/t/nodes/a";
     let channels = (0..8)
         .map(|n| format!("--channel name=netyard.agent.{n},socket={dir}/agent.{n}.sock"))
@@ -69,7 +73,7 @@ fn switches_come_first_then_the_processes_between_then_machines() {
 #[test]
 fn qemu_gets_shared_memory_and_one_vhost_user_device_for_each_nic() {
     let plan = plan(LAB);
-    let line = plan.commands(&Qemu::new("qemu", (10, 0), false)).pop().unwrap();
+    let line = commands(&plan, Qemu::new("qemu", (10, 0), false)).pop().unwrap();
     for part in [
         "qemu -name t.a -nodefaults ",
         "-machine q35,memory-backend=ram -accel tcg,thread=multi -cpu max -smp 2 -m 512M \
@@ -86,8 +90,33 @@ fn qemu_gets_shared_memory_and_one_vhost_user_device_for_each_nic() {
         assert!(line.contains(part), "no `{part}` in {line}");
     }
     assert!(!line.contains("-netdev user"), "no user networking: {line}");
-    let hardware = plan.commands(&Qemu::new("qemu", (10, 0), true)).pop().unwrap();
+    let hardware = commands(&plan, Qemu::new("qemu", (10, 0), true)).pop().unwrap();
     assert!(hardware.contains("-accel kvm -cpu host "));
+}
+
+#[test]
+fn each_node_runs_under_the_engine_that_it_names() {
+    let plan = plan(
+        "name: t\nswitches: {lan: }\nnodes:\n\
+         \x20 a: {nics: [{switch: lan, control_queue: true}]}\n\
+         \x20 b: {engine: qemu, nics: [{switch: lan, control_queue: true}]}\n\
+         \x20 c: {engine: vmm, nics: [{switch: lan, control_queue: true}]}\n",
+    );
+    let mut engines = Engines::new(Box::new(Vmm::new("vmm")));
+    engines.add(Box::new(Qemu::new("qemu", (10, 0), true)));
+    assert_eq!(engines.usual().kind(), EngineKind::Vmm);
+    let all = plan.commands(&engines);
+    let programs: Vec<&str> = all[4..]
+        .iter()
+        .map(|line| line.split(' ').next().unwrap())
+        .collect();
+    assert_eq!(programs, ["vmm", "qemu", "vmm"]);
+    // Only one of them forwards the control queue.
+    let served: Vec<bool> = all[1..4]
+        .iter()
+        .map(|line| line.ends_with(" --control-queue"))
+        .collect();
+    assert_eq!(served, [true, false, true]);
 }
 
 #[test]
@@ -123,8 +152,8 @@ fn devices_of_the_host_go_to_both_engines_beside_the_switch_nics() {
         device(2, "0000:02:00.0", Some("52:54:00:00:00:07")),
     ];
     let plan = Plan::new(&lab, &run, &devices, |_| BootFiles::default());
-    let vmm = plan.commands(&Vmm::new("vmm")).pop().unwrap();
-    let qemu = plan.commands(&Qemu::new("qemu", (10, 0), true)).pop().unwrap();
+    let vmm = commands(&plan, Vmm::new("vmm")).pop().unwrap();
+    let qemu = commands(&plan, Qemu::new("qemu", (10, 0), true)).pop().unwrap();
     assert!(
         vmm.contains(" --device 0000:01:10.0 --device 0000:02:00.0 "),
         "{vmm}"

@@ -1,13 +1,15 @@
 //! Whole labs: under QEMU on this machine, and under our own `vmm` in the emulated host.
 
+mod control;
+mod driver;
+mod mixed;
+mod traffic;
+
 use netyard_tests::bin;
 use netyard_tests::deadline::wait_for;
 use netyard_tests::lab::{Lab, Place, Yard, processes_of};
 use serde_json::Value;
-
-fn ping(lab: &Lab<'_>) {
-    lab.run_until("a", &["ping", "-c", "2", "-W", "5", "10.0.0.2"]);
-}
+use traffic::ping;
 
 /// Ping, TCP and UDP in both directions.
 fn measure(yard: &Yard, lab: &Lab<'_>) -> Value {
@@ -134,58 +136,6 @@ fn rings_are_packed(lab: &Lab<'_>) {
     }
 }
 
-/// Whether a frame to an address that nobody has comes to `b`, whose switch serves its control queue.
-fn stray_frame_comes(lab: &Lab<'_>, place: Place) -> bool {
-    let counts = || {
-        let port = lab.port("b-0");
-        let filtered = port["counters"]["drops"]["filtered"].as_u64().unwrap_or(0);
-        (filtered, port["counters"]["tx_frames"].as_u64().unwrap_or(0))
-    };
-    let before = counts();
-    let script =
-        "ip neigh replace 10.0.0.99 lladdr 02:00:00:00:00:99 dev eth0; ping -c 1 -W 1 10.0.0.99; true";
-    wait_for("a frame to nobody to be seen", place.patience(), || {
-        lab.run("a", &["sh", "-c", script]);
-        let now = counts();
-        match (now.0 > before.0, now.1 > before.1) {
-            (true, _) => Some(false),
-            (false, true) => Some(true),
-            (false, false) => None,
-        }
-    })
-}
-
-/// What a guest asks for through its control queue has its effect on frames.
-fn control_queue(lab: &Lab<'_>, place: Place) {
-    assert!(!stray_frame_comes(lab, place), "filtered by address");
-    lab.run("b", &["ip", "link", "set", "eth0", "promisc", "on"]);
-    assert!(stray_frame_comes(lab, place));
-    lab.run("b", &["ip", "link", "set", "eth0", "promisc", "off"]);
-    for pairs in [1, 2] {
-        lab.run("b", &["ethtool", "-L", "eth0", "combined", &pairs.to_string()]);
-        wait_for("the switch to know of the queue pairs", place.patience(), || {
-            (lab.port("b-0")["enabled_queue_pairs"] == pairs).then_some(())
-        });
-    }
-    // All that it receives comes on the second pair.
-    lab.run("b", &["ethtool", "-X", "eth0", "weight", "0", "1"]);
-    let received = || {
-        ["0", "1"].map(|at| {
-            let queues = lab.port("b-0")["queues"].clone();
-            let at: usize = at.parse().unwrap_or(0);
-            queues[at]["tx_frames"].as_u64().unwrap_or(0)
-        })
-    };
-    let before = received();
-    ping(lab);
-    let after = received();
-    assert!(
-        after[0] == before[0] && after[1] > before[1],
-        "{before:?} {after:?}"
-    );
-    lab.run("b", &["ethtool", "-X", "eth0", "default"]);
-}
-
 /// A guest gives its NIC rings of another size while it runs.
 fn resized_rings(lab: &Lab<'_>) {
     lab.run("a", &["ethtool", "-G", "eth0", "rx", "128", "tx", "256"]);
@@ -229,10 +179,15 @@ fn nothing_is_left(yard: &Yard) {
     }
 }
 
-/// Everything that a lab of two nodes has to do.
+/// Everything that a lab of two nodes has to do. Where both engines run, a third node is under the other one.
 fn demo(place: Place, isolate: bool) {
     let yard = Yard::new(place);
-    let file = yard.two_nodes(if isolate { "apart" } else { "demo" }, isolate);
+    let served = place == Place::Emulated && !isolate;
+    let file = if served {
+        yard.two_nodes_and("demo", 2, isolate, mixed::NODE)
+    } else {
+        yard.two_nodes(if isolate { "apart" } else { "demo" }, isolate)
+    };
     let lab = yard.up(&file);
     ping(&lab);
     measure(&yard, &lab);
@@ -242,16 +197,18 @@ fn demo(place: Place, isolate: bool) {
         resized_rings(&lab);
     }
     fdb_is_right(&lab);
-    let served = place == Place::Emulated && !isolate;
     if served {
-        control_queue(&lab, place);
-    }
-    killed_switch(&lab, place);
-    if served {
-        assert!(
-            !stray_frame_comes(&lab, place),
-            "the next switch knows what its guest wants"
-        );
+        mixed::both_engines(&lab);
+        control::queue_pairs(&lab, place);
+        let wishes = control::Wishes::prepare(&lab, place);
+        wishes.take_effect();
+        mixed::offloads_switched_off(&lab);
+        killed_switch(&lab, place);
+        // The next switch knows what its guests want.
+        wishes.hold_and_end();
+        mixed::offloads_stay_off_and_come_back(&lab);
+    } else {
+        killed_switch(&lab, place);
     }
     guest_reboot(&lab, place);
     lab.down();
@@ -261,77 +218,6 @@ fn demo(place: Place, isolate: bool) {
 #[test]
 fn e2e_lab_qemu() {
     demo(Place::Qemu, false);
-}
-
-/// A stream in either direction. Returns the bytes of a frame that `a` and that `b` sent, on the average.
-fn streams(lab: &Lab<'_>) -> [u64; 2] {
-    ["a", "b"].map(|from| {
-        let sent = || {
-            let port = lab.port(&format!("{from}-0"));
-            ["rx_bytes", "rx_frames"].map(|name| port["counters"][name].as_u64().unwrap_or(0))
-        };
-        let before = sent();
-        let mut stream = vec!["iperf3", "-c", "10.0.0.2", "-n", "8M"];
-        stream.extend((from == "b").then_some("-R"));
-        lab.run("a", &stream);
-        let after = sent();
-        (after[0] - before[0]) / (after[1] - before[1]).max(1)
-    })
-}
-
-/// What a driver may do to its NIC: other numbers of queue pairs, offloads on and off at either end, and letting go of it.
-#[test]
-fn e2e_qemu_queue_pairs_offloads_and_a_driver_that_comes_back() {
-    let yard = Yard::new(Place::Qemu);
-    let lab = yard.up(&yard.two_nodes_with("driver", 4, false));
-    ping(&lab);
-    lab.run("b", &["iperf3", "-s", "-D"]);
-    for pairs in [1, 3, 4, 2] {
-        for node in ["a", "b"] {
-            lab.run(node, &["ethtool", "-L", "eth0", "combined", &pairs.to_string()]);
-            wait_for(
-                "the switch to know of the queue pairs",
-                Place::Qemu.patience(),
-                || (lab.port(&format!("{node}-0"))["enabled_queue_pairs"] == pairs).then_some(()),
-            );
-        }
-        streams(&lab);
-    }
-    for offloads in [["off", "on"], ["off", "off"], ["on", "off"], ["on", "on"]] {
-        for (node, on) in ["a", "b"].into_iter().zip(offloads) {
-            lab.run(
-                node,
-                &["ethtool", "-K", "eth0", "tx", on, "sg", on, "tso", on, "gso", on],
-            );
-        }
-        // Acknowledgements count as well: segments of a stream are what makes the average large.
-        for ((node, on), bytes) in ["a", "b"].into_iter().zip(offloads).zip(streams(&lab)) {
-            assert_eq!(bytes > 1514, on == "on", "{node}, {on}: {bytes} bytes a frame");
-        }
-    }
-    lab.run(
-        "a",
-        &[
-            "sh",
-            "-ec",
-            "device=$(basename $(readlink /sys/class/net/eth0/device))
-             cd /sys/bus/virtio/drivers/virtio_net
-             for round in 1 2 3; do
-                 echo $device > unbind
-                 test ! -e /sys/class/net/eth0
-                 echo $device > bind
-             done
-             ip link set eth0 up
-             ip addr add 10.0.0.1/24 dev eth0",
-        ],
-    );
-    ping(&lab);
-    streams(&lab);
-    guest_reboot(&lab, Place::Qemu);
-    lab.run("b", &["iperf3", "-s", "-D"]);
-    streams(&lab);
-    lab.down();
-    nothing_is_left(&yard);
 }
 
 #[test]
