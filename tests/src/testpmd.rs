@@ -39,7 +39,12 @@ impl Testpmd {
                 // The prompt's core and the forwarding core share processor 0, and leave the others to what is tested.
                 .args(["--lcores", "0@0,1@0", "--no-huge", "-m", "256", "--no-pci"])
                 .args(["--no-telemetry", "--file-prefix", &unique_prefix()])
+                .arg("--log-level=pmd.net.virtio.init:info")
                 .env("XDG_RUNTIME_DIR", dir);
+            if options.contains("vectorized=1") {
+                // What packed rings need of it is not used unless it is asked for.
+                command.arg("--force-max-simd-bitwidth=512");
+            }
             for (index, socket) in sockets.iter().enumerate() {
                 let socket = socket.display();
                 command.args([
@@ -67,6 +72,19 @@ impl Testpmd {
     /// When no such line comes within `limit`, with all that was printed before.
     pub fn expect(&mut self, text: &str, limit: Duration) -> String {
         self.0.expect(text, limit)
+    }
+
+    /// Which of the driver's ways to transmit and to receive the first port takes, in its words. To be asked before anything else.
+    ///
+    /// # Panics
+    /// When the program does not say.
+    pub fn paths(&mut self) -> [String; 2] {
+        ["Tx", "Rx"].map(|way| {
+            let end = format!(" {way} path on port 0");
+            let line = self.expect(&end, Duration::from_secs(30));
+            let path = line.split("using ").nth(1).unwrap_or_default();
+            path.split(&end).next().unwrap_or_default().to_owned()
+        })
     }
 
     /// The counters of `ports` ports.

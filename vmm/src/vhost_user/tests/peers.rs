@@ -328,13 +328,11 @@ impl OpenVswitch {
         let program = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
         // Its bridge comes with an interface of the same name: in a network namespace of its own it is nobody's business.
         let mut command = Self::program("unshare", self.dir.path());
-        command.args([
-            "--net",
-            program,
-            "--no-chdir",
-            "--log-file=/tmp/i2vs.log",
-            &self.database(),
-        ]);
+        let log = self.dir.path().join("ovs-vswitchd.log");
+        command
+            .args(["--net", program, "--no-chdir"])
+            .arg(format!("--log-file={}", log.display()))
+            .arg(self.database());
         Peer::start(&mut command)
     }
 }
