@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::settings::Settings;
@@ -84,10 +85,7 @@ impl Declared {
 
     /// Reads a file's text; `path` is for messages.
     pub fn parse(path: &str, text: &str) -> Result<Self, DeclaredError> {
-        let declared: Self = serde_saphyr::from_str(text).map_err(|error| DeclaredError::Parse {
-            path: path.to_owned(),
-            text: error.to_string().lines().next().unwrap_or_default().to_owned(),
-        })?;
+        let declared: Self = from_yaml(path, text)?;
         for (pf, wanted) in &declared.pfs {
             if let Some((index, _)) = wanted.vf.range(wanted.vfs..).next() {
                 return Err(DeclaredError::Beyond {
@@ -100,6 +98,16 @@ impl Declared {
         }
         Ok(declared)
     }
+}
+
+/// What the text of the file at `path` says.
+pub(crate) fn from_yaml<T: DeserializeOwned>(path: &str, text: &str) -> Result<T, DeclaredError> {
+    // Of an error one line is shown; the snippet that would go with it costs more than the reading.
+    let options = serde_saphyr::options! { with_snippet: false };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| DeclaredError::Parse {
+        path: path.to_owned(),
+        text: error.to_string().lines().next().unwrap_or_default().to_owned(),
+    })
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::address::Bdf;
-use crate::declared::{Declared, DeclaredError, DeclaredPf, DeclaredVf};
+use crate::declared::{Declared, DeclaredError, DeclaredPf, DeclaredVf, from_yaml};
 use crate::inventory::{self, Function, InventoryError};
 use crate::mac::Mac;
 use crate::record::Records;
@@ -173,10 +173,7 @@ pub fn plan(sysfs: &Sysfs, records: &Records, path: &Path) -> Result<Plan, PlanE
 }
 
 fn wants(path: &str, text: &str) -> Result<Vec<Want>, PlanError> {
-    let lab: Lab = serde_saphyr::from_str(text).map_err(|error| DeclaredError::Parse {
-        path: path.to_owned(),
-        text: error.to_string().lines().next().unwrap_or_default().to_owned(),
-    })?;
+    let lab: Lab = from_yaml(path, text)?;
     let mut all = Vec::new();
     for (node, entry) in lab.nodes {
         for (nic, entry) in entry.nics.into_iter().enumerate() {
