@@ -4,15 +4,8 @@
 //! the worker's CPU time per frame, for each frame size, with and without mergeable buffers. An argument limits
 //! it to the cases whose name contains it; `--seconds N` sets the time for each.
 
-#[path = "../tests/it/support/net.rs"]
-#[expect(dead_code, reason = "the tests use the rest")]
-mod net;
-#[path = "support/worker_time.rs"]
-mod worker_time;
-
 use std::time::{Duration, Instant};
 
-use net::{BROADCAST, Net, frame, mac, udp};
 use netyard_testkit::endpoint::Options;
 use netyard_testkit::guest::{Guest, wait_for};
 use virtio::features as f;
@@ -20,7 +13,7 @@ use virtio::net::HEADER_LEN;
 use virtio::rss::{KEY_LEN, SUPPORTED};
 use vswitch::config::{BridgeSettings, PollMode};
 use vswitch::model::NewPort;
-use worker_time::worker_time;
+use vswitch_testkit::{BROADCAST, Net, frame, mac, udp, worker_time};
 
 /// Frames handed over at a time.
 const BURST: usize = 64;

@@ -4,21 +4,14 @@
 //! never polls: frames are handed over a full queue at a time, and the next ones once all have arrived, so that neither
 //! waiting nor the generator counts. Memory regions are in `cargo bench -p virtio --bench ring`.
 
-#[path = "../tests/it/support/net.rs"]
-#[expect(dead_code, reason = "the tests use the rest")]
-mod net;
-#[path = "support/worker_time.rs"]
-mod worker_time;
-
 use std::time::{Duration, Instant};
 
-use net::Net;
 use netyard_testkit::endpoint::Options;
 use netyard_testkit::guest::Guest;
 use virtio::memory::GuestSlice;
 use virtio::net::HEADER_LEN;
 use vswitch::config::{BridgeSettings, PollMode};
-use worker_time::worker_time;
+use vswitch_testkit::{Net, worker_time};
 
 const FRAME_LEN: usize = 64;
 /// Frames handed over at a time, and receive buffers of each guest.

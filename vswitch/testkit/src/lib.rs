@@ -1,4 +1,11 @@
-//! A switch in the test's own process, with guests on it.
+//! A switch in the process of a test or a measurement, with guests on it.
+//!
+//! - [`Net`]: the switch.
+//! - [`mac`], [`frame`], [`udp`]: what guests send each other.
+//! - [`worker_time`]: what the switch's workers cost.
+#![forbid(unsafe_code)]
+
+mod worker_time;
 
 use std::path::PathBuf;
 
@@ -9,24 +16,38 @@ use vswitch::mac::MacAddr;
 use vswitch::model::{NewPort, PortState, PortView};
 use vswitch::switch::Switch;
 
-pub(crate) struct Net {
-    pub(crate) switch: Switch,
+pub use worker_time::worker_time;
+
+/// A switch whose ports have their sockets in a folder of its own.
+#[derive(Debug)]
+pub struct Net {
+    /// The switch.
+    pub switch: Switch,
     folder: tempfile::TempDir,
 }
 
-impl Net {
-    pub(crate) fn new() -> Self {
+impl Default for Net {
+    fn default() -> Self {
         Self::with(BridgeSettings::default())
     }
+}
 
-    pub(crate) fn with_workers(workers: u16) -> Self {
+impl Net {
+    /// A switch with every setting as it is without one.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A switch with so many workers.
+    pub fn with_workers(workers: u16) -> Self {
         Self::with(BridgeSettings {
             workers,
             ..BridgeSettings::default()
         })
     }
 
-    pub(crate) fn with(settings: BridgeSettings) -> Self {
+    /// A switch with these settings.
+    pub fn with(settings: BridgeSettings) -> Self {
         let config = BridgeConfig {
             settings,
             ..BridgeConfig::default()
@@ -37,11 +58,13 @@ impl Net {
         }
     }
 
-    pub(crate) fn socket(&self, port: &str) -> PathBuf {
+    /// The socket of the port with this name.
+    pub fn socket(&self, port: &str) -> PathBuf {
         self.folder.path().join(port)
     }
 
-    pub(crate) fn new_port(&self, name: &str, pairs: u16) -> NewPort {
+    /// What the port with this name is added by.
+    pub fn new_port(&self, name: &str, pairs: u16) -> NewPort {
         NewPort {
             socket: Some(self.socket(name)),
             queues: pairs,
@@ -50,41 +73,46 @@ impl Net {
     }
 
     /// Adds a port and connects a guest to it.
-    pub(crate) fn guest(&self, name: &str) -> Guest {
+    pub fn guest(&self, name: &str) -> Guest {
         self.guest_with(name, Options::default())
     }
 
-    pub(crate) fn guest_with(&self, name: &str, options: Options) -> Guest {
+    /// Adds a port and connects a guest like this to it.
+    pub fn guest_with(&self, name: &str, options: Options) -> Guest {
         self.switch.add_port(&self.new_port(name, options.pairs)).unwrap();
         self.connect(name, options)
     }
 
     /// Connects a guest to a port that is there.
-    pub(crate) fn connect(&self, name: &str, options: Options) -> Guest {
+    pub fn connect(&self, name: &str, options: Options) -> Guest {
         let pairs = options.pairs;
         let guest = Guest::connect(&self.socket(name), options);
         wait_for("all queue pairs", || self.port(name).enabled_queue_pairs == pairs);
         guest
     }
 
-    pub(crate) fn port(&self, name: &str) -> PortView {
+    /// What the switch shows of a port.
+    pub fn port(&self, name: &str) -> PortView {
         self.switch.port_view(name).unwrap()
     }
 
-    pub(crate) fn is_up(&self, name: &str) -> bool {
+    /// Whether a guest is connected to the port, and can receive.
+    pub fn is_up(&self, name: &str) -> bool {
         self.port(name).state == PortState::Up
     }
 
-    pub(crate) fn drops(&self, name: &str, reason: &str) -> u64 {
+    /// Frames to and from the port that were dropped for this reason.
+    pub fn drops(&self, name: &str, reason: &str) -> u64 {
         self.port(name).counters.drops.get(reason).copied().unwrap_or(0)
     }
 
-    pub(crate) fn total_drops(&self, name: &str) -> u64 {
+    /// Frames to and from the port that were dropped.
+    pub fn total_drops(&self, name: &str) -> u64 {
         self.port(name).counters.drops.values().sum()
     }
 
     /// The port that an address is known on.
-    pub(crate) fn known(&self, mac: MacAddr) -> Option<String> {
+    pub fn known(&self, mac: MacAddr) -> Option<String> {
         self.switch
             .fdb_entries()
             .into_iter()
@@ -100,14 +128,15 @@ impl Drop for Net {
 }
 
 /// The address of guest number `n`.
-pub(crate) fn mac(n: u8) -> MacAddr {
+pub fn mac(n: u8) -> MacAddr {
     MacAddr::new([2, 0, 0, 0, 0, n])
 }
 
-pub(crate) const BROADCAST: MacAddr = MacAddr::new([0xff; 6]);
+/// The address of everybody.
+pub const BROADCAST: MacAddr = MacAddr::new([0xff; 6]);
 
 /// A frame of `len` bytes whose payload tells it from others.
-pub(crate) fn frame(to: MacAddr, from: MacAddr, tag: u8, len: usize) -> Vec<u8> {
+pub fn frame(to: MacAddr, from: MacAddr, tag: u8, len: usize) -> Vec<u8> {
     let mut frame = [&to.octets()[..], &from.octets(), &[0x88, 0xb5]].concat();
     let payload = len.saturating_sub(frame.len());
     frame.extend((0..payload).map(|at| tag.wrapping_add(u8::try_from(at % 251).unwrap())));
@@ -115,7 +144,7 @@ pub(crate) fn frame(to: MacAddr, from: MacAddr, tag: u8, len: usize) -> Vec<u8> 
 }
 
 /// A UDP datagram over IPv4, for flows told apart by their ports.
-pub(crate) fn udp(to: u8, from: u8, ports: [u16; 2], tag: u8) -> Vec<u8> {
+pub fn udp(to: u8, from: u8, ports: [u16; 2], tag: u8) -> Vec<u8> {
     let mut frame = [&mac(to).octets()[..], &mac(from).octets(), &[8, 0]].concat();
     frame.extend([
         0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, from, 10, 0, 0, to,
@@ -128,7 +157,7 @@ pub(crate) fn udp(to: u8, from: u8, ports: [u16; 2], tag: u8) -> Vec<u8> {
 }
 
 /// The next UDP datagram that a guest receives: its IP header and what follows.
-pub(crate) fn next_udp(guest: &mut Guest) -> Vec<u8> {
+pub fn next_udp(guest: &mut Guest) -> Vec<u8> {
     loop {
         let (_, received) = guest.receive();
         // The host says other things of its own accord.
@@ -139,7 +168,7 @@ pub(crate) fn next_udp(guest: &mut Guest) -> Vec<u8> {
 }
 
 /// The same datagram on its way back, from the station with this address.
-pub(crate) fn udp_answer(datagram: &[u8], from: MacAddr) -> Vec<u8> {
+pub fn udp_answer(datagram: &[u8], from: MacAddr) -> Vec<u8> {
     let mut answer = datagram.to_vec();
     answer[..6].copy_from_slice(&datagram[6..12]);
     answer[6..12].copy_from_slice(&from.octets());

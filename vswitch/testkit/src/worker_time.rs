@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// CPU time of the switch's workers so far.
-pub(crate) fn worker_time() -> Duration {
+pub fn worker_time() -> Duration {
     let tasks = std::fs::read_dir("/proc/self/task").expect("/proc is mounted");
     tasks
         .flatten()

@@ -2,5 +2,6 @@
 
 pub(crate) mod host;
 pub(crate) mod namespace;
-pub(crate) mod net;
 pub(crate) mod pair;
+
+pub(crate) use vswitch_testkit as net;
