@@ -1,10 +1,11 @@
 //! The concurrent parts of the data path, compiled over a model checker's atomics and locks.
 //!
-//! The modules of the virtqueues, of the forwarding database, of the gate and of what is published are the files that the switch is built from. Only what
-//! they take from `crate::atomic` and `crate::sync` is `loom`'s here, which tries every order of accesses that the memory model allows,
+//! The modules of the virtqueues, of the forwarding database, of the gate, of what is published and of what a guest asked for are the
+//! files that the switch is built from. Only what they take from `crate::atomic` and `crate::sync` is `loom`'s here, which tries every order of accesses that the memory model allows,
 //! stale reads of relaxed loads included.
 
 pub mod atomic;
+pub mod swap;
 pub mod sync;
 
 #[path = "../../../virtio/src"]
@@ -23,17 +24,26 @@ mod switch {
     pub mod fdb;
     pub mod gate;
     pub mod mac;
+    pub mod port {
+        pub mod wishes;
+    }
     pub mod port_id;
     pub mod published;
 }
 
 pub(crate) use rings::collect;
 pub use rings::{burst, desc, memory, packed, queue, split};
+pub use switch::port::wishes;
 pub use switch::{fdb, gate, mac, port_id, published};
+
+use std::sync::Arc;
+
+use vhost_net_backend::control::ReceiveFilter;
 
 use fdb::Fdb;
 use mac::MacAddr;
 use port_id::PortId;
+use wishes::Wishes;
 
 /// The port with this number.
 ///
@@ -53,4 +63,14 @@ pub fn rivals(fdb: &Fdb) -> [MacAddr; 2] {
         .find(|number| sets(*number) == sets(0))
         .expect("a table with few sets");
     [0, other].map(|number| MacAddr::from_bits(0x0200_0000_0000 + number))
+}
+
+/// A session's thread has other frames filtered for its guest, or none.
+pub fn ask_for(wishes: &Wishes, filter: Option<Arc<ReceiveFilter>>) {
+    wishes.set_filter(filter);
+}
+
+/// A session's thread has hashes go with frames to its guest, or not.
+pub fn report_hashes(wishes: &Wishes, hashes: bool) {
+    wishes.set_hashes(hashes);
 }

@@ -4,8 +4,9 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{LockResult, PoisonError, TryLockError, TryLockResult};
 
 pub(crate) use crate::rings::memory::prefetch;
+pub(crate) use crate::swap::{ArcSwapOption, Guard};
 pub(crate) use loom::hint::spin_loop;
-pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 pub(crate) use loom::thread::yield_now;
 
 /// The checker's mutex, with an access to an atomic before each wait for it and after each unlock. Without them no other thread is tried between

@@ -6,15 +6,19 @@
 //! has had the gate; `what_was_published_is_seen` when the version moves on before the value is locked, when the version stays
 //! the same at a second change, and when a reader takes value and version in two looks (for which `netyard_models::sync` has a lock);
 //! `no_address_is_learned_on_a_port_that_is_gone` when addresses are forgotten before the ring is taken, and when a worker lets go of
-//! the ring before it learns.
+//! the ring before it learns; `what_a_guest_was_told_is_so` when `Wishes::set_filter` notes what there is before it stores it, or does
+//! not; `a_ring_is_used_with_its_headers` when the ring is there before its driver's hashes are, and when these go before it.
 
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
+use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 use netyard_models::fdb::{Fdb, FdbConfig, OnFull};
 use netyard_models::gate::Gate;
 use netyard_models::published::{Published, Reader};
-use netyard_models::{port, rivals};
+use netyard_models::wishes::Wishes;
+use netyard_models::{ask_for, port, report_hashes, rivals};
+use vhost_net_backend::control::ReceiveFilter;
 
 const SEED: u64 = 1;
 const NOW: u32 = 1;
@@ -202,5 +206,67 @@ fn no_address_is_learned_on_a_port_that_is_gone() {
             None,
             "learned after all was forgotten"
         );
+    });
+}
+
+/// A guest is answered, and only then acts on it: whoever serves what the guest did next goes by what it asked for.
+#[test]
+fn what_a_guest_was_told_is_so() {
+    explore(|| {
+        let wishes = Arc::new(Wishes::default());
+        let told = Arc::new(AtomicBool::new(false));
+        let wanted = std::sync::Arc::new(ReceiveFilter::unknown());
+        let worker = {
+            let (wishes, told) = (Arc::clone(&wishes), Arc::clone(&told));
+            let wanted = std::sync::Arc::clone(&wanted);
+            thread::spawn(move || {
+                let told = told.load(Ordering::Acquire);
+                let looks = wishes.any();
+                let filter = wishes.filter().clone();
+                assert!(looks || !told, "it asked for a filter, and nobody looks");
+                match filter {
+                    Some(filter) => assert!(std::sync::Arc::ptr_eq(&filter, &wanted)),
+                    None => assert!(!told, "it asked for a filter, and there is none"),
+                }
+            })
+        };
+        ask_for(&wishes, Some(wanted));
+        told.store(true, Ordering::Release);
+        worker.join().expect("no panic");
+        report_hashes(&wishes, true);
+        ask_for(&wishes, None);
+        assert!(wishes.any(), "hashes go with frames yet");
+        report_hashes(&wishes, false);
+        assert!(!wishes.any());
+    });
+}
+
+/// How long a frame's header is depends on what the driver of the ring negotiated: no worker uses the ring with another.
+#[test]
+fn a_ring_is_used_with_its_headers() {
+    explore(|| {
+        let wishes = Arc::new(Wishes::default());
+        let ring = Arc::new(Gate::<Option<()>>::default());
+        let workers: Vec<_> = [false, true]
+            .into_iter()
+            .map(|shared| {
+                let (wishes, ring) = (Arc::clone(&wishes), Arc::clone(&ring));
+                thread::spawn(move || {
+                    let entered = if shared { ring.enter() } else { ring.try_enter() };
+                    if let Some(ring) = entered
+                        && ring.is_some()
+                    {
+                        assert!(wishes.hashes() && wishes.any(), "a header of another driver");
+                    }
+                })
+            })
+            .collect();
+        report_hashes(&wishes, true);
+        *ring.lock() = Some(());
+        ring.lock().take();
+        report_hashes(&wishes, false);
+        for worker in workers {
+            worker.join().expect("no panic");
+        }
     });
 }

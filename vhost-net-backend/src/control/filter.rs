@@ -89,7 +89,7 @@ impl ReceiveFilter {
     }
 
     /// Nothing is known of what is wanted, so everything is.
-    pub(super) fn unknown() -> Self {
+    pub fn unknown() -> Self {
         Self {
             vlans: Some(Vlans(vec![u64::MAX; Vlans::WORDS])),
             ..Self::new(None, false)

@@ -1,10 +1,10 @@
 //! What a port's guest asked for through its control queue.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use arc_swap::{ArcSwapOption, Guard};
 use vhost_net_backend::control::{ReceiveFilter, Steering};
+
+use crate::sync::{ArcSwapOption, AtomicBool, Guard, Ordering};
 
 /// What a guest asked for. A guest that asked for nothing costs a burst one look.
 #[derive(Debug, Default)]
