@@ -24,7 +24,7 @@ mod switch {
     pub mod fdb;
     pub mod gate;
     pub mod mac;
-    pub mod port {
+    pub(crate) mod port {
         pub mod wishes;
     }
     pub mod port_id;
@@ -70,7 +70,9 @@ pub fn ask_for(wishes: &Wishes, filter: Option<Arc<ReceiveFilter>>) {
     wishes.set_filter(filter);
 }
 
-/// A session's thread has hashes go with frames to its guest, or not.
-pub fn report_hashes(wishes: &Wishes, hashes: bool) {
+/// A session's thread has a driver that has asked for nothing yet, and negotiated that hashes go with frames, or not.
+pub fn start_over(wishes: &Wishes, hashes: bool) {
+    wishes.set_filter(None);
+    wishes.set_steering(None);
     wishes.set_hashes(hashes);
 }
