@@ -3,6 +3,7 @@
 //! Every frame carries the stream that it belongs to, a sequence number and the time at which it was sent, so that loss, duplicates,
 //! reordering and latency are seen where it arrives.
 
+mod clock;
 pub mod frame;
 pub mod layout;
 pub mod outcome;

@@ -182,7 +182,7 @@ fn row(case: &Case, kinds: &[Kind], peers: &mut [Peer], turns: usize, trial: Dur
             if let Ok(outcome) = &outcome {
                 // Whether it was the generator that set the pace.
                 eprintln!(
-                    "{}: {:.3} M/s, {each:.1} ns a frame, generator waited in {:.0} % of its turns, {:.2} % lost",
+                    "{}: {:.3} M/s, {each:.1} ns a frame, generator waited {:.0} % of the time, {:.2} % lost",
                     peer.kind,
                     outcome.rate() / 1e6,
                     outcome.waited * 100.0,

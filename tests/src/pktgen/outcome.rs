@@ -36,7 +36,8 @@ pub struct Outcome {
     pub octets: u64,
     /// From the first frame sent to the last sent.
     pub elapsed: Duration,
-    /// The share of turns in which a stream without a rate found no room: the generator waited for the back-end.
+    /// The share of the time in which the generator could neither send nor take anything: it waited for the back-end, or for when
+    /// the next frame was due.
     pub waited: f64,
 }
 

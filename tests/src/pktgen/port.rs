@@ -99,6 +99,8 @@ pub struct Port {
     merges: bool,
     /// Receive buffers that are posted at once.
     batch: usize,
+    /// Working memory: chains that came back, and the bytes written to each.
+    used: [(u64, u32); AHEAD],
 }
 
 impl Port {
@@ -131,6 +133,7 @@ impl Port {
             endpoint,
             batch: usize::from(options.queue_size / 4).clamp(1, BATCH),
             merges: room < longest + HEADER_LEN,
+            used: [(0, 0); AHEAD],
         })
     }
 
@@ -190,15 +193,19 @@ impl Port {
     ) -> Result<(), PortError> {
         let Endpoint { map, queues, .. } = &mut self.endpoint;
         let Queue { driver, places, .. } = &mut queues[pair * 2 + 1];
-        let free = |token, _| {
-            let slot = slot_of(token);
-            let buffer = places.buffer(slot);
-            if let Some(memory) = map.slice(buffer.addr, buffer.len as usize) {
-                free(slot, memory);
+        let area = places.area(map);
+        loop {
+            let count = driver.pop_each(&mut self.used).map_err(EndpointError::from)?;
+            for (token, _) in self.used.iter().take(count) {
+                let slot = slot_of(*token);
+                if let Some(memory) = area.get(slot) {
+                    free(slot, memory);
+                }
             }
-        };
-        driver.pop_each(usize::MAX, free).map_err(EndpointError::from)?;
-        Ok(())
+            if count < self.used.len() {
+                return Ok(());
+            }
+        }
     }
 
     /// Whether the device has returned all that was sent.
@@ -216,15 +223,20 @@ impl Port {
         mut fill: impl FnMut(u16, GuestSlice<'_>) -> u32,
     ) -> usize {
         let Endpoint { map, queues, .. } = &mut self.endpoint;
-        let Queue { driver, places, .. } = &mut queues[pair * 2 + 1];
-        let chains = slots.into_iter().map(|slot| {
+        let Queue {
+            driver,
+            places,
+            chains,
+            ..
+        } = &mut queues[pair * 2 + 1];
+        let area = places.area(map);
+        chains.clear();
+        for slot in slots.into_iter().take(usize::from(driver.free_descriptors())) {
+            let Some(memory) = area.get(slot) else { continue };
             let mut buffer = places.buffer(slot);
-            let filled = map
-                .slice(buffer.addr, buffer.len as usize)
-                .map(|memory| fill(slot, memory));
-            buffer.len = filled.unwrap_or(0).min(buffer.len);
-            (buffer, u64::from(slot))
-        });
+            buffer.len = fill(slot, memory).min(buffer.len);
+            chains.push((buffer, u64::from(slot)));
+        }
         driver.push_each(false, chains)
     }
 
@@ -286,28 +298,23 @@ impl Port {
             }
         } else {
             // First all places, then all frames: those come from the cache of another CPU, and should be on their way by then.
-            let mut arrived = [(0, 0); AHEAD];
             let Queue {
                 driver, places, free, ..
             } = queue;
-            let mut place = arrived.iter_mut();
-            let note = |token, len| {
-                let slot = slot_of(token);
+            let area = places.area(map);
+            let used = &mut self.used[..limit.min(AHEAD)];
+            taken = driver.pop_each(used).map_err(EndpointError::from)?;
+            let used = &used[..taken];
+            for (token, _) in used {
+                let slot = slot_of(*token);
                 free.push(slot);
-                let addr = places.buffer(slot).addr;
-                if let Some(frame) = map.slice(addr, len as usize) {
+                if let Some(frame) = area.get(slot) {
                     expect_mark(frame);
                 }
-                if let Some(place) = place.next() {
-                    *place = (addr, len);
-                }
-            };
-            taken = driver
-                .pop_each(limit.min(AHEAD), note)
-                .map_err(EndpointError::from)?;
-            for (addr, len) in arrived.into_iter().take(taken) {
-                if let Some(frame) = map.slice(addr, len as usize) {
-                    see(frame, len as usize);
+            }
+            for (token, len) in used {
+                if let Some(buffer) = area.get(slot_of(*token)) {
+                    see(buffer.take(*len as usize), *len as usize);
                 }
             }
         }

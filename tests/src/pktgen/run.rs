@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use virtio::memory::GuestSlice;
 
+use super::clock::Clock;
 use super::frame::{self, Placed};
 use super::outcome::{Outcome, as_f64};
 use super::port::{AHEAD, Port, PortError};
@@ -17,6 +18,8 @@ const BURST: usize = 64;
 const QUIET: Duration = Duration::from_millis(50);
 /// How long a back-end may take for the frames that it was given; in a network with a loop they never end.
 const TAIL: Duration = Duration::from_secs(2);
+/// For how many spins a generator that can neither send nor take anything leaves the rings alone.
+const REST: u32 = 8;
 /// How often ports are looked after.
 const RETRY: Duration = Duration::from_millis(1);
 
@@ -69,22 +72,36 @@ impl Plan {
     ) -> Result<Outcome, PortError> {
         let mut senders = self.senders(ports)?;
         let mut drained = vec![0_u64; self.drains.len()];
-        let start = Instant::now();
-        let mut seen = Seen::new(ports.len(), &self.streams, start);
-        let mut elapsed = Duration::ZERO;
-        let mut looked = start;
+        let flat_out = self.streams.iter().all(|stream| stream.rate.is_none());
+        let clock = Clock::start();
+        let mut seen = Seen::new(ports.len(), &self.streams);
+        let (mut elapsed, mut waited) = (Duration::ZERO, Duration::ZERO);
+        let mut looked = elapsed;
         while elapsed < self.duration {
-            let mut done = true;
+            let (mut done, mut any) = (true, false);
             for sender in &mut senders {
-                done &= sender.send(&mut ports[sender.port], self, start)?;
+                let turn = sender.send(&mut ports[sender.port], self, &clock)?;
+                done &= turn.done;
+                any |= turn.any;
             }
-            self.collect(&mut seen, ports, &mut drained, elapsed)?;
-            elapsed = start.elapsed();
+            any |= self.collect(&mut seen, ports, &mut drained, &clock, elapsed)?;
+            let before = elapsed;
+            elapsed = clock.last();
+            if elapsed == before {
+                elapsed = clock.read();
+            }
             if done {
                 break;
             }
-            if self.revive && start + elapsed > looked + RETRY {
-                looked = start + elapsed;
+            if !any {
+                waited += elapsed.saturating_sub(before);
+                if flat_out {
+                    // Looking at the rings again takes their lines away from the back-end, which has yet to write to them.
+                    (0..REST).for_each(|_| std::hint::spin_loop());
+                }
+            }
+            if self.revive && elapsed > looked + RETRY {
+                looked = elapsed;
                 let up = self.revive_ports(ports, &mut senders)?;
                 if watch(elapsed, up) {
                     break;
@@ -101,7 +118,7 @@ impl Plan {
                 taken &= sender.reclaim(&mut ports[sender.port])?;
             }
             for (number, port) in (0..).zip(&mut *ports) {
-                any += seen.collect(number, port, usize::MAX)?;
+                any += seen.collect(number, port, usize::MAX, &clock)?;
             }
             if any > 0 {
                 last = Instant::now();
@@ -110,27 +127,27 @@ impl Plan {
             }
         }
         let mut sent = vec![0; self.streams.len()];
-        let (mut turns, mut waits) = (0, 0);
         for sender in senders {
             for lane in sender.lanes {
                 sent[lane.stream] = lane.sent;
-                turns += lane.turns;
-                waits += lane.waits;
                 ports[sender.port].return_slots(sender.pair, lane.slots);
             }
         }
         let mut outcome = seen.outcome(&self.streams, &sent, elapsed, ports.len());
-        outcome.waited = as_f64(waits) / as_f64(turns.max(1));
+        outcome.waited = waited.as_secs_f64() / elapsed.as_secs_f64().max(1e-9);
         Ok(outcome)
     }
 
+    /// Takes what has arrived; true if there was anything.
     fn collect(
         &self,
         seen: &mut Seen,
         ports: &mut [Port],
         drained: &mut [u64],
+        clock: &Clock,
         elapsed: Duration,
-    ) -> Result<(), PortError> {
+    ) -> Result<bool, PortError> {
+        let mut any = false;
         for (number, port) in (0_u16..).zip(ports) {
             let drain = self.drains.iter().position(|(slow, _)| *slow == number);
             let limit = drain.map_or(AHEAD, |at| {
@@ -143,13 +160,14 @@ impl Plan {
             let taken = if limit == 0 {
                 0
             } else {
-                seen.collect(number, port, limit)?
+                seen.collect(number, port, limit, clock)?
             };
+            any |= taken > 0;
             if let Some(at) = drain {
                 drained[at] += taken as u64;
             }
         }
-        Ok(())
+        Ok(any)
     }
 
     /// Tries to connect the ports that are down; true when none is left.
@@ -182,8 +200,6 @@ impl Plan {
                 slots: VecDeque::new(),
                 enough: 1,
                 sent: 0,
-                turns: 0,
-                waits: 0,
             };
             match senders
                 .iter_mut()
@@ -263,9 +279,14 @@ struct Lane {
     /// How many of them are worth a burst.
     enough: usize,
     sent: u64,
-    /// How often there was a turn to send as much as goes, and how often the back-end had left no room for it.
-    turns: u64,
-    waits: u64,
+}
+
+/// What came of a sender's turn.
+struct Turn {
+    /// Every stream has reached its limit.
+    done: bool,
+    /// Something was sent.
+    any: bool,
 }
 
 impl Sender {
@@ -323,14 +344,13 @@ impl Sender {
         Ok(port.is_idle(*pair))
     }
 
-    /// Sends what is due; true when every stream has reached its limit.
-    fn send(&mut self, port: &mut Port, plan: &Plan, start: Instant) -> Result<bool, PortError> {
+    /// Sends what is due.
+    fn send(&mut self, port: &mut Port, plan: &Plan, clock: &Clock) -> Result<Turn, PortError> {
         self.reclaim(port)?;
         let Self {
             pair, lanes, placed, ..
         } = self;
-        let elapsed = start.elapsed();
-        let sent_ns = nanoseconds(elapsed);
+        let mut now = None;
         let share = (BURST / lanes.len()).max(1);
         let mut done = true;
         let mut any = false;
@@ -343,12 +363,16 @@ impl Sender {
             let due = match stream.rate {
                 // Whole bursts: few frames at a time would cost both ends more for each.
                 None => {
-                    let full = lane.slots.len() < lane.enough.min(share);
-                    lane.turns += 1;
-                    lane.waits += u64::from(full);
-                    if full { 0 } else { BURST }
+                    if lane.slots.len() < lane.enough.min(share) {
+                        0
+                    } else {
+                        BURST
+                    }
                 }
-                Some(rate) => behind(plan.target(rate, elapsed), lane.sent, BURST as u64),
+                Some(rate) => {
+                    let elapsed = *now.get_or_insert_with(|| clock.read());
+                    behind(plan.target(rate, elapsed), lane.sent, BURST as u64)
+                }
             };
             let due = due.min(share).min(lane.slots.len()).min(port.room(*pair));
             // As many slots are at hand, which fits.
@@ -356,6 +380,7 @@ impl Sender {
             if due == 0 {
                 continue;
             }
+            let sent_ns = nanoseconds(*now.get_or_insert_with(|| clock.read()));
             let mut number = lane.sent;
             lane.sent += port.push(*pair, lane.slots.drain(..due), |slot, memory| {
                 // Sequence numbers wrap at 2³², so the mask leaves what fits.
@@ -373,7 +398,7 @@ impl Sender {
         if any {
             port.publish(*pair)?;
         }
-        Ok(done)
+        Ok(Turn { done, any })
     }
 }
 

@@ -1,10 +1,11 @@
 //! Taking note of what arrives.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use virtio::net::HEADER_LEN;
 
+use super::clock::Clock;
 use super::frame::{self, Mark};
 use super::outcome::{Outcome, StreamOutcome, histogram};
 use super::port::{AHEAD, Port, PortError};
@@ -59,11 +60,10 @@ pub(super) struct Seen {
     arrivals: Vec<Arrivals>,
     misdelivered: u64,
     octets: u64,
-    start: Instant,
 }
 
 impl Seen {
-    pub(super) fn new(ports: usize, streams: &[Stream], start: Instant) -> Self {
+    pub(super) fn new(ports: usize, streams: &[Stream]) -> Self {
         let mut sequences = Vec::new();
         let mut first = Vec::new();
         for stream in streams {
@@ -87,19 +87,24 @@ impl Seen {
             arrivals: vec![Arrivals::default(); streams.len()],
             misdelivered: 0,
             octets: 0,
-            start,
         }
     }
 
     /// Takes what has arrived at `port`, number `number`, at most `limit` frames a queue pair; gives how many.
-    pub(super) fn collect(&mut self, number: u16, port: &mut Port, limit: usize) -> Result<usize, PortError> {
+    pub(super) fn collect(
+        &mut self,
+        number: u16,
+        port: &mut Port,
+        limit: usize,
+        clock: &Clock,
+    ) -> Result<usize, PortError> {
         let mut sum = 0;
         for pair in 0..port.pairs() {
             // The clock is read once a burst, and not for an empty queue.
             let mut now = None;
             let mut run = Run::default();
             sum += port.receive(pair, limit.min(AHEAD), |slot, len| {
-                let now = *now.get_or_insert_with(|| nanoseconds(self.start.elapsed()));
+                let now = *now.get_or_insert_with(|| nanoseconds(clock.read()));
                 self.octets += len.saturating_sub(HEADER_LEN) as u64;
                 let Some(mark) = frame::mark_of(slot) else { return };
                 if !run.join(mark) {

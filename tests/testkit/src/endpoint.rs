@@ -109,6 +109,8 @@ pub struct Queue {
     pub config: QueueConfig,
     /// Where its buffers are.
     pub places: Places,
+    /// Working memory: chains to be made together, each with its token.
+    pub chains: Vec<(Buffer, u64)>,
     /// Buffers that the device does not have.
     pub free: Vec<u16>,
 }
@@ -119,12 +121,52 @@ pub struct Places {
     first: u64,
     buffer_len: u32,
     headroom: u32,
+    /// How many there are.
+    count: u16,
     regions: u16,
     /// From the start of one region to the start of the next.
     region_step: u64,
 }
 
+/// The memory of a queue's buffers.
+#[derive(Debug, Clone, Copy)]
+pub struct Area<'m> {
+    map: &'m MemoryMap,
+    places: Places,
+    /// All of it, where that is in one region.
+    whole: Option<GuestSlice<'m>>,
+}
+
+impl<'m> Area<'m> {
+    /// The memory of the buffer with this number.
+    #[inline]
+    pub fn get(&self, slot: u16) -> Option<GuestSlice<'m>> {
+        let places = &self.places;
+        let Some(whole) = self.whole else {
+            let buffer = places.buffer(slot);
+            return self.map.slice(buffer.addr, buffer.len as usize);
+        };
+        let at = usize::from(slot) * places.buffer_len as usize + places.headroom as usize;
+        Some(
+            whole
+                .skip(at)
+                .take((places.buffer_len - places.headroom) as usize),
+        )
+    }
+}
+
 impl Places {
+    /// The memory of all buffers, to find many of them in.
+    #[inline]
+    pub fn area<'m>(&self, map: &'m MemoryMap) -> Area<'m> {
+        let len = self.buffer_len as usize * usize::from(self.count);
+        Area {
+            map,
+            places: *self,
+            whole: map.slice(self.first, len).filter(|_| self.regions == 1),
+        }
+    }
+
     /// The buffer with this number.
     #[inline]
     pub fn buffer(&self, slot: u16) -> Buffer {
@@ -475,9 +517,11 @@ impl Queue {
                 first: at + layout.len.next_multiple_of(4096),
                 buffer_len,
                 headroom: options.headroom.min(buffer_len),
+                count: size,
                 regions: options.regions.max(1),
                 region_step,
             },
+            chains: Vec::with_capacity(usize::from(size)),
             free: (0..size).rev().collect(),
         })
     }
@@ -498,10 +542,10 @@ impl Queue {
 
     /// Takes back what the device has used.
     pub fn reclaim(&mut self) -> Result<(), RingError> {
-        let Self { driver, free, .. } = self;
-        // Tokens are slots that this queue handed out.
-        let give_back = |token, _| free.push(u16::try_from(token).unwrap_or(0));
-        driver.pop_each(usize::MAX, give_back).map(drop)
+        while let Some((slot, _)) = self.driver.pop_used()? {
+            self.give_back(slot);
+        }
+        Ok(())
     }
 
     /// Takes the next used buffer back, and the length the device wrote to it.
@@ -516,11 +560,17 @@ impl Queue {
 
     /// Gives every free buffer to the device, to be written.
     pub fn post(&mut self) -> Result<(), EndpointError> {
-        let places = self.places;
-        let Self { driver, free, .. } = self;
+        let Self {
+            driver,
+            free,
+            places,
+            chains,
+            ..
+        } = self;
+        chains.clear();
         // In the order in which they came back, so that each round of the ring is like the one before.
-        let buffers = free.iter().map(|&slot| (places.buffer(slot), u64::from(slot)));
-        let posted = driver.push_each(true, buffers);
+        chains.extend(free.iter().map(|&slot| (places.buffer(slot), u64::from(slot))));
+        let posted = driver.push_each(true, chains);
         free.drain(..posted);
         Ok(self.publish()?)
     }

@@ -71,7 +71,7 @@ impl DriverQueue {
 
     /// Makes chains of one buffer each, as [`split::driver::DriverQueue::push_each`] does.
     #[inline]
-    pub fn push_each(&mut self, writable: bool, chains: impl IntoIterator<Item = (Buffer, u64)>) -> usize {
+    pub fn push_each(&mut self, writable: bool, chains: &[(Buffer, u64)]) -> usize {
         either!(self, q => q.push_each(writable, chains))
     }
 
@@ -89,8 +89,8 @@ impl DriverQueue {
 
     /// Takes used chains back, as [`split::driver::DriverQueue::pop_each`] does.
     #[inline]
-    pub fn pop_each(&mut self, most: usize, each: impl FnMut(u64, u32)) -> Result<usize, RingError> {
-        either!(self, q => q.pop_each(most, each))
+    pub fn pop_each(&mut self, used: &mut [(u64, u32)]) -> Result<usize, RingError> {
+        either!(self, q => q.pop_each(used))
     }
 
     /// Asks the device not to interrupt: the driver end polls.

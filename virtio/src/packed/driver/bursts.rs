@@ -15,7 +15,7 @@ impl DriverQueue {
     /// Makes a chain of each buffer, to be written if `writable`, else to be read, and known by the token beside it. Takes no more
     /// of them than there is room for; returns how many. The device sees them with [`DriverQueue::publish`].
     #[inline]
-    pub fn push_each(&mut self, writable: bool, chains: impl IntoIterator<Item = (Buffer, u64)>) -> usize {
+    pub fn push_each(&mut self, writable: bool, chains: &[(Buffer, u64)]) -> usize {
         let Self {
             ring,
             outstanding,
@@ -27,7 +27,7 @@ impl DriverQueue {
         let size = ring.size();
         let flags = if writable { DESC_F_WRITE } else { 0 };
         let (mut at, mut count) = (self.next, 0);
-        for (buffer, token) in chains.into_iter().take(usize::from(self.free)) {
+        for &(buffer, token) in chains.iter().take(usize::from(self.free)) {
             // There is an id for every free descriptor.
             let Some(id) = free_ids.pop_front() else { break };
             let tail = Tail {
@@ -58,16 +58,16 @@ impl DriverQueue {
         usize::from(count)
     }
 
-    /// Takes at most `most` used chains back, and calls `each` with the token of each and the bytes written to it; returns how many.
-    /// At one that is wrong it ends with an error, after those before it.
+    /// Takes used chains back, as many as there are and `used` has room for: the token of each and the bytes written to it, as
+    /// [`DriverQueue::pop_used`] gives them; returns how many. An error says that one was wrong, and those before it are lost with it.
     #[inline]
-    pub fn pop_each(&mut self, most: usize, mut each: impl FnMut(u64, u32)) -> Result<usize, RingError> {
+    pub fn pop_each(&mut self, used: &mut [(u64, u32)]) -> Result<usize, RingError> {
         if self.in_order.is_some() {
             let mut count = 0;
-            while count < most
-                && let Some((token, len)) = self.pop_used()?
+            while let Some(place) = used.get_mut(count)
+                && let Some(popped) = self.pop_used()?
             {
-                each(token, len);
+                *place = popped;
                 count += 1;
             }
             return Ok(count);
@@ -81,7 +81,10 @@ impl DriverQueue {
         let size = ring.size();
         let (mut at, mut free, mut count) = (self.used, self.free, 0);
         let mut trouble = None;
-        while count < most && free < size {
+        for place in used {
+            if free >= size {
+                break;
+            }
             let tail = ring.tail(at);
             if !tail.is_used(at) {
                 break;
@@ -97,7 +100,7 @@ impl DriverQueue {
             free += chain.slots.get();
             at = at.forward(chain.slots.get(), size);
             count += 1;
-            each(chain.token, tail.len.min(chain.writable_len));
+            *place = (chain.token, tail.len.min(chain.writable_len));
         }
         (self.used, self.free) = (at, free);
         if count > 0 && self.event_idx && self.want_interrupts {

@@ -10,7 +10,7 @@ impl DriverQueue {
     /// Makes a chain of each buffer, to be written if `writable`, else to be read, and known by the token beside it. Takes no more
     /// of them than there is room for; returns how many. The device sees them with [`DriverQueue::publish`].
     #[inline]
-    pub fn push_each(&mut self, writable: bool, chains: impl IntoIterator<Item = (Buffer, u64)>) -> usize {
+    pub fn push_each(&mut self, writable: bool, chains: &[(Buffer, u64)]) -> usize {
         let Self {
             ring,
             next,
@@ -23,7 +23,7 @@ impl DriverQueue {
         let flags = if writable { DESC_F_WRITE } else { 0 };
         let mask = offered.len() - 1;
         let (mut head, mut avail_idx, mut count) = (self.free_head, self.avail_idx, 0);
-        for (buffer, token) in chains.into_iter().take(usize::from(self.free)) {
+        for &(buffer, token) in chains.iter().take(usize::from(self.free)) {
             let at = usize::from(head);
             let desc = Descriptor {
                 addr: buffer.addr,
@@ -60,24 +60,24 @@ impl DriverQueue {
         usize::from(count)
     }
 
-    /// Takes at most `most` used chains back, and calls `each` with the token of each and the bytes written to it; returns how many.
-    /// At one that is wrong it ends with an error, after those before it.
+    /// Takes used chains back, as many as there are and `used` has room for: the token of each and the bytes written to it, as
+    /// [`DriverQueue::pop_used`] gives them; returns how many. An error says that one was wrong, and those before it are lost with it.
     #[inline]
-    pub fn pop_each(&mut self, most: usize, mut each: impl FnMut(u64, u32)) -> Result<usize, RingError> {
+    pub fn pop_each(&mut self, used: &mut [(u64, u32)]) -> Result<usize, RingError> {
         if self.in_order.is_some() {
             let mut count = 0;
-            while count < most
-                && let Some((token, len)) = self.pop_used()?
+            while let Some(place) = used.get_mut(count)
+                && let Some(popped) = self.pop_used()?
             {
-                each(token, len);
+                *place = popped;
                 count += 1;
             }
             return Ok(count);
         }
-        if usize::from(self.used_seen.wrapping_sub(self.next_used)) < most {
+        if usize::from(self.used_seen.wrapping_sub(self.next_used)) < used.len() {
             self.look()?;
         }
-        let there = usize::from(self.used_seen.wrapping_sub(self.next_used)).min(most);
+        let there = usize::from(self.used_seen.wrapping_sub(self.next_used));
         let Self {
             ring,
             next,
@@ -87,7 +87,7 @@ impl DriverQueue {
         let (mut at, mut free, mut count) = (self.next_used, self.free, 0);
         let (mut first, mut last) = (self.free_head, self.free_tail);
         let mut trouble = None;
-        for _ in 0..there {
+        for place in used.iter_mut().take(there) {
             let (id, len) = ring.used_elem(at);
             let Some(chain) = usize::try_from(id)
                 .ok()
@@ -107,7 +107,7 @@ impl DriverQueue {
             free += chain.descriptors.get();
             at = at.wrapping_add(1);
             count += 1;
-            each(chain.token, len.min(chain.writable_len));
+            *place = (chain.token, len.min(chain.writable_len));
         }
         (self.free_head, self.free_tail, self.free) = (first, last, free);
         self.next_used = at;
