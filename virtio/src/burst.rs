@@ -258,8 +258,8 @@ impl Burst {
         }
     }
 
-    /// Adds chains that are one descriptor each, nearly all of them, for as long as `next` gives one: what it is known by, whether
-    /// it is to be written, and its buffer. At most `most`; returns how many.
+    /// Adds chains that are one descriptor each, nearly all of them, for as long as `next` gives one for its number: what it is known
+    /// by, whether it is to be written, and its buffer. At most `most`; returns how many.
     ///
     /// # Safety
     /// The buffers must lie in the memory that `begin` was given.
@@ -267,16 +267,19 @@ impl Burst {
     pub(crate) unsafe fn push_singles(
         &mut self,
         most: usize,
-        mut next: impl FnMut() -> Option<(u16, bool, Segment<'static>)>,
+        mut next: impl FnMut(usize) -> Option<(u16, bool, Segment<'static>)>,
     ) -> usize {
         let mark = self.mark();
         self.chains.reserve(most);
         self.segments.reserve(most);
         let entries = self.chains.spare_capacity_mut();
         let places = self.segments.spare_capacity_mut();
+        let most = most.min(entries.len()).min(places.len());
+        let (entries, places) = (&mut entries[..most], &mut places[..most]);
         let mut count = 0;
-        for ((entry, place), first) in entries.iter_mut().zip(places).zip(mark..).take(most) {
-            let Some((head, writable, view)) = next() else {
+        let mut first = mark;
+        while count < most {
+            let Some((head, writable, view)) = next(count) else {
                 break;
             };
             let start = view.as_ptr().cast_const();
@@ -293,9 +296,10 @@ impl Burst {
                 }
                 Kind::Readable
             };
-            place.write(view);
-            entry.write(Entry { first, head, kind });
+            places[count].write(view);
+            entries[count].write(Entry { first, head, kind });
             count += 1;
+            first += 1;
         }
         // SAFETY: as many of both were written, in the room that there was behind the others.
         unsafe {

@@ -16,6 +16,8 @@ use crate::queue::{QueueConfig, QueueError, RingError, WalkError};
 
 /// How far ahead of its use a descriptor is fetched: two cache lines, so that the driver is rarely disturbed in filling them.
 const LOOK_AHEAD: u16 = 8;
+/// A chain that is one descriptor, among those popped. What it is known by does not matter.
+const SINGLE: (u16, u16) = (0, 1);
 
 /// The device end of a running queue. Its parameters are frozen.
 #[derive(Debug)]
@@ -29,10 +31,10 @@ pub struct DeviceQueue {
     moved: u16,
     /// Descriptors popped and not used yet.
     in_flight: u16,
-    /// For every buffer id, the descriptors that its chain took.
+    /// For every buffer id, the descriptors that its chain took; 0 stands for one, as nearly all chains take.
     slots: Vec<u16>,
-    /// The same for the chains of the last burst, in order.
-    popped: Vec<u16>,
+    /// The chains of the last burst, in order: what each is known by, and the descriptors that it took.
+    popped: Vec<(u16, u16)>,
     /// Whether the driver was ever told since the queue started.
     notified: bool,
     event_idx: bool,
@@ -119,29 +121,35 @@ impl DeviceQueue {
     /// nearly all of them. There must be as many descriptors that are not in flight.
     #[inline]
     fn take_singles(&mut self, burst: &mut Burst, room: usize) {
-        let Self { ring, slots, .. } = self;
-        let size = ring.size();
+        let size = self.ring.size();
         let span = self.mem.span(self.hint);
-        let mut at = self.next;
-        // SAFETY: the buffers are in a region of `mem`, with which the burst was begun.
-        let taken = unsafe {
-            burst.push_singles(room, || {
-                let tail = ring.tail(at);
-                if !tail.is_single(at) || tail.len == 0 {
-                    return None;
-                }
-                let ptr = span.translate(ring.addr(at), u64::from(tail.len))?;
-                *slots.get_mut(usize::from(tail.id))? = 1;
-                at = at.forward(1, size);
-                ring.prefetch_ahead(at, LOOK_AHEAD);
-                let view = GuestSlice::new(ptr, tail.len as usize);
-                Some((tail.id, tail.flags & DESC_F_WRITE != 0, view))
-            })
-        };
-        self.next = at;
-        self.popped.resize(self.popped.len() + taken, 1);
-        // No more than `room`, which fits.
-        self.in_flight += u16::try_from(taken).unwrap_or(0);
+        let mut left = room;
+        while left > 0 {
+            let run = self.ring.run(self.next);
+            let most = left.min(run.len());
+            // SAFETY: the buffers are in a region of `mem`, with which the burst was begun.
+            let taken = unsafe {
+                burst.push_singles(most, |i| {
+                    let (tail, addr) = run.single(i)?;
+                    let ptr = span.translate(addr, u64::from(tail.len))?;
+                    if tail.id >= size || tail.len == 0 {
+                        return None;
+                    }
+                    run.prefetch_ahead(i, usize::from(LOOK_AHEAD));
+                    let view = GuestSlice::new(ptr, tail.len as usize);
+                    Some((tail.id, tail.flags & DESC_F_WRITE != 0, view))
+                })
+            };
+            // No more than the ring has, which fits.
+            let count = u16::try_from(taken).unwrap_or(0);
+            self.next = self.next.forward(count, size);
+            self.in_flight += count;
+            self.popped.resize(self.popped.len() + taken, SINGLE);
+            left -= taken;
+            if taken < most {
+                break;
+            }
+        }
     }
 
     /// Takes any other chain; true once the burst should end. What was read of its descriptor decides nothing that has to hold.
@@ -185,7 +193,7 @@ impl DeviceQueue {
     #[inline]
     fn advance(&mut self, id: u16, slots: u16) {
         self.slots[usize::from(id)] = slots;
-        self.popped.push(slots);
+        self.popped.push((id, slots));
         self.in_flight += slots;
         let size = self.ring.size();
         self.next = self.next.forward(slots, size);
@@ -195,10 +203,14 @@ impl DeviceQueue {
     /// Puts back the last `n` chains (at most all) of the last burst popped: the next pop gives them again.
     #[inline]
     pub fn unpop(&mut self, n: u16) {
-        for slots in self
+        for (id, slots) in self
             .popped
             .drain(self.popped.len().saturating_sub(usize::from(n))..)
         {
+            if slots > 1 {
+                // It may come again as something else.
+                self.slots[usize::from(id)] = 0;
+            }
             self.next = self.next.back(slots, self.ring.size());
             self.in_flight -= slots.min(self.in_flight);
         }
@@ -214,18 +226,18 @@ impl DeviceQueue {
     /// Records several chains as used.
     #[inline]
     pub fn add_all_used(&mut self, used: impl IntoIterator<Item = (u16, u32)>) {
-        let Self {
-            ring, slots, first, ..
-        } = self;
+        // A copy: what is written meanwhile does not change it, so that it stays in registers.
+        let ring = self.ring;
         let size = ring.size();
-        let (mut at, mut moved) = (self.used, 0_u16);
+        let (mut at, mut moved, in_flight) = (self.used, 0_u16, self.in_flight);
+        let mut is_first = self.first.is_none();
         for (head, len) in used {
-            // An id that was never popped takes no descriptors: it can't happen to a caller that returns what it popped.
-            let Some(slots) = slots.get_mut(usize::from(head)).map(std::mem::take) else {
+            // Neither can happen to a caller that returns what it popped.
+            let Some(slots) = self.slots.get_mut(usize::from(head)) else {
                 continue;
             };
-            if slots == 0 {
-                continue;
+            if moved >= in_flight {
+                break;
             }
             let write = if len > 0 { DESC_F_WRITE } else { 0 };
             let tail = Tail {
@@ -233,16 +245,19 @@ impl DeviceQueue {
                 id: head,
                 flags: at.used_flags() | write,
             };
-            if slots > 1 {
-                mark_rest(ring, at, slots);
+            let mut count = 1;
+            if *slots > 1 {
+                count = std::mem::take(slots);
+                mark_rest(&ring, at, count);
             }
-            if first.is_none() {
-                *first = Some((at, tail));
+            if is_first {
+                self.first = Some((at, tail));
+                is_first = false;
             } else {
                 ring.set_tail(at, tail);
             }
-            at = at.forward(slots, size);
-            moved = moved.saturating_add(slots);
+            at = at.forward(count, size);
+            moved = moved.saturating_add(count);
         }
         self.used = at;
         self.moved = self.moved.saturating_add(moved);

@@ -125,12 +125,6 @@ impl Tail {
         }
     }
 
-    /// True when the descriptor is available here and a whole chain.
-    #[inline]
-    pub(super) fn is_single(self, at: Position) -> bool {
-        self.flags & (DESC_F_AVAIL | DESC_F_USED | DESC_F_NEXT | DESC_F_INDIRECT) == at.avail_flags()
-    }
-
     #[inline]
     pub(super) fn has_next(self) -> bool {
         self.flags & DESC_F_NEXT != 0
@@ -144,7 +138,7 @@ impl Tail {
 
 /// Host pointers to a queue's parts, checked once for size and alignment. Valid while the map they came from lives, which the
 /// owner sees to.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Ring {
     desc: NonNull<u64>,
     driver_event: NonNull<u32>,
@@ -187,6 +181,18 @@ impl Ring {
             index,
             wrap: raw & WRAP != 0,
         })
+    }
+
+    /// The descriptors from a place on that lie side by side: up to the end of the ring.
+    #[inline]
+    pub(super) fn run(&self, at: Position) -> Run {
+        debug_assert!(at.index < self.size, "positions stay inside the ring");
+        Run {
+            // SAFETY: a position's index is below the size.
+            first: unsafe { self.desc.add(2 * usize::from(at.index)) },
+            len: usize::from(self.size - at.index),
+            wanted: u64::from(at.avail_flags()) << FLAGS_AT,
+        }
     }
 
     #[inline]
@@ -256,6 +262,50 @@ impl Ring {
     #[inline]
     pub(super) fn set_device_event(&self, at: Position, flags: u16) {
         set_event(self.device_event, at, flags);
+    }
+}
+
+/// Where the flags are in a tail.
+const FLAGS_AT: u32 = 48;
+/// Flags that tell whether a descriptor is available, and a whole chain.
+const SINGLE: u64 = ((DESC_F_AVAIL | DESC_F_USED | DESC_F_NEXT | DESC_F_INDIRECT) as u64) << FLAGS_AT;
+
+/// Descriptors that lie side by side, to be read in a loop that keeps all of this in registers. It borrows nothing, like what it was
+/// made from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Run {
+    first: NonNull<u64>,
+    len: usize,
+    /// The flags of those that are available in this round.
+    wanted: u64,
+}
+
+impl Run {
+    pub(super) fn len(self) -> usize {
+        self.len
+    }
+
+    /// Descriptor number `i`, below the length, when it is available and a whole chain with a direct buffer: its tail and its address.
+    #[inline]
+    pub(super) fn single(self, i: usize) -> Option<(Tail, u64)> {
+        debug_assert!(i < self.len, "inside the run");
+        // SAFETY: the run's descriptors are inside the ring, whose alignment was checked.
+        let words = unsafe { self.first.add(2 * i) };
+        // SAFETY: as above; this is the second word.
+        let tail =
+            u64::from_le(unsafe { AtomicU64::from_ptr(words.add(1).as_ptr()) }.load(Ordering::Acquire));
+        if tail & SINGLE != self.wanted {
+            return None;
+        }
+        // SAFETY: as above.
+        let addr = u64::from_le(unsafe { AtomicU64::from_ptr(words.as_ptr()) }.load(Ordering::Relaxed));
+        Some((Tail::from_word(tail.to_le()), addr))
+    }
+
+    /// Fetches the descriptor `ahead` of number `i`, to be written when it is used. At the end of the ring it fetches nothing of use.
+    #[inline]
+    pub(super) fn prefetch_ahead(self, i: usize, ahead: usize) {
+        prefetch_write(self.first.as_ptr().wrapping_add(2 * (i + ahead)));
     }
 }
 

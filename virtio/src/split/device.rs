@@ -133,12 +133,13 @@ impl DeviceQueue {
         let mut popped = 0;
         let mut result = Ok(false);
         while popped < want && result == Ok(false) {
-            let (ring, span) = (&self.ring, self.mem.span(self.hint));
-            let mut next = heads[popped..].iter();
+            // A copy: what is written meanwhile does not change it, so that it stays in registers.
+            let (ring, span) = (self.ring, self.mem.span(self.hint));
+            let rest = &heads[popped..];
             // SAFETY: `single` translates with the map that the burst was begun with.
             popped += unsafe {
-                burst.push_singles(want, || {
-                    let head = *next.next()?;
+                burst.push_singles(rest.len(), |i| {
+                    let head = *rest.get(i)?;
                     let desc = ring.desc(head);
                     let view = single(span, desc).filter(|_| head < ring.size())?;
                     Some((head, desc.is_writable(), view))
@@ -168,7 +169,7 @@ impl DeviceQueue {
         if let Some(view) = single(self.mem.span(self.hint), desc) {
             let mut view = Some((head, desc.is_writable(), view));
             // SAFETY: as in `pop_some`.
-            unsafe { burst.push_singles(1, || view.take()) };
+            unsafe { burst.push_singles(1, |_| view.take()) };
             return Ok(false);
         }
         let collector = Collector::new(&self.mem, &mut self.hint, burst, head);

@@ -38,7 +38,7 @@ impl RingLayout {
 
 /// Host pointers to a queue's parts, checked once for size and alignment. Valid while the map they came from lives, which the
 /// owner sees to. Slots are masked, so that every access is inside.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Ring {
     desc: NonNull<u64>,
     avail: NonNull<u16>,
