@@ -48,7 +48,7 @@ say "# Measured on $(uname -sr), $(sed -n 's/^model name[^:]*: //p' /proc/cpuinf
 for name in $parts; do
     case $name in
     peers)
-        # It leaves rows out by itself when the time is up.
+        # It takes fewer turns for each row by itself when time is short.
         part 'Frames a second' 60 netyard-bench peers --only throughput --pairs "$pairs" --seconds "$seconds" \
             --limit $((end - $(date +%s)))
         ;;
