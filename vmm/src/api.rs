@@ -266,7 +266,7 @@ async fn reset(Shared(context): Handle) -> Obeyed {
     obey(&context, Command::Reset).await
 }
 
-/// Holds the VM: its processors stand still, and no device uses its memory.
+/// Holds the VM: its processors and own devices stand still; devices of the host that it has go on in its memory.
 #[utoipa::path(put, path = "/v1/vm/pause", responses((status = 204), Refused))]
 async fn pause(Shared(context): Handle) -> Obeyed {
     obey(&context, Command::Pause).await

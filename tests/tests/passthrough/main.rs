@@ -11,9 +11,10 @@ mod rig;
 use std::time::Instant;
 
 use netyard_tests::bin;
+use netyard_tests::deadline::wait_for;
 use netyard_tests::lab::{Place, Yard};
 
-use rig::Rig;
+use rig::{PATIENCE, Rig};
 
 /// The host's end of the wire that all NICs but the pair are on, and the guest's.
 const HOST: &str = "10.9.0.1";
@@ -28,6 +29,8 @@ const E1000E: &str = "0000:02:00.0";
 const DRIVE: &str = "0000:03:00.0";
 /// A device of two functions in one IOMMU group.
 const PAIR: [&str; 2] = ["0000:04:00.0", "0000:04:00.1"];
+/// Two conventional NICs behind one bridge, whose only reset is that of their bus.
+const OLD: [&str; 2] = ["0000:06:01.0", "0000:06:02.0"];
 
 const GUEST_MIB: u64 = 384;
 const REBOOTS: u32 = 10;
@@ -42,7 +45,11 @@ fn e2e_vfio_devices_come_work_and_go() {
         &rig,
         &[
             ("reboots", |rig| a_vf_is_plugged_and_survives_reboots(rig)),
+            ("old NICs", |rig| old_nics_are_reset_with_their_bus(rig)),
             ("a pause", |rig| a_paused_guest_goes_on_with_its_vf(rig)),
+            ("no answer from the guest", |rig| {
+                a_guest_that_does_not_answer_keeps_its_vf(rig);
+            }),
             ("unplug under traffic", |rig| traffic_does_not_keep_a_vf(rig)),
             ("taken back", |rig| the_host_takes_a_vf_back(rig)),
             ("drive", |rig| a_drive_is_written(rig)),
@@ -89,12 +96,51 @@ fn a_vf_is_plugged_and_survives_reboots(rig: &Rig<'_>) {
     );
     let twice = bin::finish(&mut rig.device(&["add", VF]));
     assert!(!twice.status.success(), "{twice:?}");
-    for _ in 0..REBOOTS {
+    // All but the last, which has other devices as well.
+    for _ in 1..REBOOTS {
         rig.restart_guest();
         rig.vf_works();
     }
     dma::reaches_guest_memory_alone(rig, VF, GUEST_MIB, VMM);
     assert_eq!(rig.pinned(), GUEST_MIB << 10);
+}
+
+/// A register that only a reset clears. The host's driver for them is not there to do it.
+fn old_nics_are_reset_with_their_bus(rig: &Rig<'_>) {
+    for nic in OLD {
+        rig.bind(nic);
+        let reset = rig.host(&format!(
+            "cat /sys/bus/pci/devices/{nic}/reset_method 2>/dev/null || true"
+        ));
+        assert!(!reset.contains("flr") && !reset.contains("pm"), "{nic}: {reset}");
+    }
+    rig.plug_together(&OLD);
+    let register = |nic: &str, value: &str| {
+        rig.guest_until(&format!(
+            "cd /sys/bus/pci/devices/{} && {{ [ $(cat enable) = 1 ] || echo 1 > enable; }} && set -- $(sed -n 1p resource) && \
+             devmem $(($1 + 0x2800)) 32 {value}",
+            rig.place(nic)
+        ))
+    };
+    for nic in OLD {
+        register(nic, "0x12340");
+        assert_eq!(register(nic, "").trim(), "0x00012340", "{nic}");
+    }
+    rig.restart_guest();
+    rig.vf_works();
+    for nic in OLD {
+        assert_eq!(register(nic, "").trim(), "0x00000000", "{nic}");
+    }
+    // While the guest's driver uses one of them, the other one goes without a reset.
+    let master = format!(
+        "printf '\\007' | dd of=/sys/bus/pci/devices/{}/config bs=1 seek=4 conv=notrunc",
+        rig.place(OLD[1])
+    );
+    rig.guest(&master);
+    register(OLD[1], "0x12340");
+    rig.unplug(OLD[0]);
+    assert_eq!(register(OLD[1], "").trim(), "0x00012340");
+    rig.unplug(OLD[1]);
 }
 
 /// Its NIC goes on alone, so that the two still understand each other afterwards.
@@ -106,6 +152,33 @@ fn a_paused_guest_goes_on_with_its_vf(rig: &Rig<'_>) {
     assert!(!ping.status.success(), "{ping:?}");
     rig.ctl("resume");
     rig.host_until(&format!("busybox ping -c 1 -W 2 {address}"));
+}
+
+/// It is asked, and lets go when it can. By force the VF is taken from it, and it hears of that later.
+fn a_guest_that_does_not_answer_keeps_its_vf(rig: &Rig<'_>) {
+    rig.ctl("pause");
+    let kept = bin::finish(&mut rig.device(&["del", VF]));
+    let text = String::from_utf8_lossy(&kept.stderr).into_owned();
+    assert!(
+        !kept.status.success() && text.contains("has not let go of"),
+        "{text}"
+    );
+    assert_eq!(rig.state(VF), "leaving");
+    rig.ctl("resume");
+    wait_for("the guest has let go", PATIENCE, || {
+        rig.devices().is_empty().then_some(())
+    });
+    rig.plug(VF);
+    rig.vf_works();
+    let place = rig.place(VF);
+    rig.ctl("pause");
+    bin::succeed(&mut rig.device(&["del", "--force", VF]));
+    assert_eq!((rig.pinned(), rig.devices().as_str()), (0, ""));
+    dma::reaches_nothing(rig, VF);
+    rig.ctl("resume");
+    rig.guest_until(&format!("[ ! -e /sys/bus/pci/devices/{place} ]"));
+    rig.plug(VF);
+    rig.vf_works();
 }
 
 fn traffic_does_not_keep_a_vf(rig: &Rig<'_>) {
