@@ -28,6 +28,7 @@ fn e2e_vfio_through_iommufd() {
         &[
             ("virtual function", |rig| a_vf_works(rig)),
             ("two devices", |rig| two_devices_share_a_map(rig)),
+            ("descriptor", |rig| a_device_comes_as_a_descriptor(rig)),
         ],
     );
 }
@@ -70,4 +71,28 @@ fn two_devices_share_a_map(rig: &Rig<'_>) {
     dma::reaches_guest_memory_alone(rig, VF, GUEST_MIB, VMM);
     rig.vf_works();
     rig.unplug(VF);
+}
+
+/// Whoever starts the VMM has opened the device for it. It is not told which one it is.
+fn a_device_comes_as_a_descriptor(rig: &Rig<'_>) {
+    const MIB: u64 = 256;
+    let other = "$(cat /tmp/other.pid)";
+    let vmm = bin::path("vmm").display().to_string();
+    let image = rig.host("tr '\\0' '\\n' < /proc/$(pidof vmm)/cmdline | grep -A1 -x -e --kernel | tail -1");
+    rig.host(&format!(
+        "file=/dev/vfio/devices/$(ls /sys/bus/pci/devices/{E1000E}/vfio-dev); \
+         {vmm} run --kernel {} --memory {MIB}M --serial off --api-socket /tmp/other.sock --device fd=9 \
+         9<>$file > /tmp/other.log 2>&1 < /dev/null & echo $! > /tmp/other.pid",
+        image.trim()
+    ));
+    rig.host_until(&format!(
+        "{vmm} device --api-socket /tmp/other.sock list | grep -x 'fd=9  at 0000:00:10.0 in the guest  working' || \
+         {{ cat /tmp/other.log; false; }}"
+    ));
+    has_its_own_file(rig, other);
+    dma::reaches_guest_memory_alone(rig, E1000E, MIB, other);
+    rig.host(&format!(
+        "kill -9 {other}; while [ -d /proc/{other} ]; do sleep 0.1; done"
+    ));
+    dma::comes_to_reach_nothing(rig, E1000E);
 }
