@@ -7,7 +7,7 @@ PROFILE ?= release
 # The agent runs as the only user-space program of a guest that has no C library, so it is linked statically.
 AGENT = $(CARGO) rustc --profile guest -p netyard-agent --bin netyard-agent -- -C target-feature=+crt-static
 
-.PHONY: help demo build debug release test unit e2e lint bench docs install clean
+.PHONY: help demo build debug release test unit e2e lint fuzz bench docs install clean
 
 help:
 	@echo "make demo     build Netyard and run the demo lab: two Linux VMs on one switch"
@@ -57,11 +57,11 @@ lint:
 
 # A stable compiler has the coverage that libFuzzer is guided by; only the sanitizers need another one.
 FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?=
 fuzz:
 	@scripts/deps.sh fuzz
 	@scripts/tools.sh fuzz
-	@cd tests && for target in $$($(CARGO) fuzz list); do \
-		$(CARGO) fuzz run --dev --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) -timeout=10 || exit 1; done
+	@CARGO=$(CARGO) scripts/fuzz.sh $(FUZZ_SECONDS) $(FUZZ_TARGETS)
 
 bench: release
 	@scripts/deps.sh bench

@@ -8,8 +8,8 @@ build="gcc libc6-dev make"
 run="qemu-system-x86 busybox-static cpio iproute2 kmod dpkg-dev"
 test="$run dpdk dpdk-dev iperf3 ethtool tcpdump openvswitch-switch-dpdk python3-venv"
 bench="$test vde2"
-# libFuzzer is C++.
-fuzz="g++"
+# libFuzzer is C++; corpora are archives.
+fuzz="g++ cpio"
 
 case "${1:-}" in
 build) want=$build ;;

@@ -3,14 +3,16 @@
 //! `NETYARD_FUZZ_EXECUTIONS` sets another number, and `NETYARD_FUZZ_SEED` other mutations.
 #![forbid(unsafe_code)]
 
+use std::io::Read as _;
 use std::path::Path;
 use std::time::Duration;
 
+use cpio::NewcReader;
 use netyard_fuzz_targets::TARGETS;
 use netyard_fuzz_targets::mutate::Mutator;
 
 /// Mutations of each target unless told otherwise: a few seconds of the slowest.
-const EXECUTIONS: u64 = 4_000;
+const EXECUTIONS: u64 = 20_000;
 
 fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable)
@@ -39,15 +41,22 @@ fn cargo_fuzz_has_every_target() {
     }
 }
 
+/// The inputs in a target's archive, in their order there.
 fn corpus(name: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus").join(name);
-    let files = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    let mut paths: Vec<_> = files.map(|file| file.expect("a file").path()).collect();
-    paths.sort();
-    paths
-        .iter()
-        .map(|path| std::fs::read(path).expect("a readable file"))
-        .collect()
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../corpus/{name}.cpio"));
+    let archive = std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let mut rest = &archive[..];
+    let mut inputs = Vec::new();
+    loop {
+        let mut entry = NewcReader::new(rest).expect("an entry of an archive");
+        if entry.entry().is_trailer() {
+            return inputs;
+        }
+        let mut input = Vec::new();
+        entry.read_to_end(&mut input).expect("a whole entry");
+        inputs.push(input);
+        rest = entry.finish().expect("a whole entry");
+    }
 }
 
 /// How long this thread has run, whatever else ran on its processor.
