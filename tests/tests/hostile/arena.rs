@@ -93,6 +93,11 @@ impl Arena {
             .unwrap_or(0)
     }
 
+    /// How many descriptors the switch has open.
+    pub(crate) fn descriptors(&self) -> usize {
+        usage(&self.pid).descriptors
+    }
+
     /// Waits until the switch holds nothing of the last front-end.
     pub(crate) fn rests(&self) {
         let begin = Instant::now();

@@ -11,6 +11,7 @@ mod bystanders;
 mod chains;
 mod control;
 mod frontends;
+mod inflight;
 mod memory;
 mod messages;
 mod mutation;
@@ -75,5 +76,10 @@ fn e2e_hostile_guests_hurt_nobody() {
 
 #[test]
 fn e2e_hostile_front_ends_hurt_nobody() {
-    play(&[&messages::CASES, &frontends::CASES, &memory::CASES]);
+    play(&[
+        &messages::CASES,
+        &frontends::CASES,
+        &memory::CASES,
+        &inflight::CASES,
+    ]);
 }

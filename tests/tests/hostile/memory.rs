@@ -25,7 +25,7 @@ pub(crate) const CASES: [Case; 7] = [
     ("huge pages that are not there", huge_pages),
 ];
 
-fn memfd(len: u64, flags: MemfdFlags) -> OwnedFd {
+pub(crate) fn memfd(len: u64, flags: MemfdFlags) -> OwnedFd {
     let fd = rustix::fs::memfd_create("hostile", MemfdFlags::CLOEXEC | flags).expect("a file");
     rustix::fs::ftruncate(&fd, len).expect("a length");
     fd
