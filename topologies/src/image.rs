@@ -16,7 +16,7 @@ const RECIPES: [&Recipe<'static>; 2] = [&GUEST, &HARDWARE];
 const HARDWARE: Recipe<'static> = Recipe {
     name: WITH_DRIVERS,
     kernel: "linux-image-amd64",
-    available: &["tun", "8021q", "igb", "igbvf", "e1000e", "nvme"],
+    available: &["tun", "8021q", "igb", "igbvf", "e1000e", "nvme", "xhci_pci"],
     ..GUEST
 };
 

@@ -1,4 +1,4 @@
-//! Devices that fall silent or are pulled out: it is said what has become of them, and the guest goes on.
+//! Devices that fail, fall silent or are pulled out: it is said what has become of them, and the guest goes on.
 
 use crate::rig::Rig;
 use crate::{E1000E, GATEWAY};
@@ -44,4 +44,23 @@ pub(crate) fn a_slot_is_emptied_while_its_nic_is_in_use(rig: &Rig<'_>) {
     drop(traffic);
     assert_eq!((rig.pinned(), rig.devices().as_str()), (0, ""));
     rig.guest("true");
+}
+
+/// Uncorrectable errors, fatal to the link or not, that a device reports to its root port. The software NICs leave reporting out,
+/// so the device is another one, in the NIC's slot.
+pub(crate) fn an_error_stops_a_device(rig: &Rig<'_>) {
+    rig.push("virtio-rng-pci,aer=on,disable-legacy=on,iommu_platform=on");
+    rig.bind(E1000E);
+    for error in ["COMP_TIME", "DLP"] {
+        rig.plug(E1000E);
+        let place = rig.place(E1000E);
+        rig.guest_until(&format!("[ -e /sys/bus/pci/devices/{place}/driver ]"));
+        assert_eq!(rig.state(E1000E), "working");
+        rig.report_error(error);
+        rig.state_becomes(E1000E, "failed");
+        rig.guest("true");
+        rig.unplug(E1000E);
+        assert_eq!((rig.pinned(), rig.devices().as_str()), (0, ""));
+    }
+    rig.pull();
 }

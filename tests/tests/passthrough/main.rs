@@ -5,7 +5,9 @@
 
 mod dma;
 mod faults;
+mod interrupts;
 mod iommufd;
+mod kernel;
 mod rig;
 
 use std::time::Instant;
@@ -53,14 +55,16 @@ fn e2e_vfio_devices_come_work_and_go() {
             ("unplug under traffic", |rig| traffic_does_not_keep_a_vf(rig)),
             ("taken back", |rig| the_host_takes_a_vf_back(rig)),
             ("drive", |rig| a_drive_is_written(rig)),
-            ("interrupts", |rig| a_nic_interrupts_by_pin_and_by_message(rig)),
-            ("whole NIC", |rig| a_whole_nic_interrupts_every_cpu(rig)),
+            ("interrupts", |rig| interrupts::of_pin_and_messages(rig)),
+            ("whole NIC", |rig| interrupts::of_a_whole_nic(rig)),
             ("pair", |rig| a_device_of_two_functions(rig)),
             ("refusals", |rig| refusals(rig)),
             ("no answer", |rig| faults::a_device_that_is_gone_is_given_up(rig)),
             ("pulled out", |rig| {
                 faults::a_slot_is_emptied_while_its_nic_is_in_use(rig);
             }),
+            ("errors", |rig| faults::an_error_stops_a_device(rig)),
+            ("older messages", |rig| interrupts::of_older_messages(rig)),
             ("killed", |rig| a_killed_vmm_leaves_a_device_that_works(rig)),
         ],
     );
@@ -220,50 +224,6 @@ fn a_drive_is_written(rig: &Rig<'_>) {
     rig.host_until("[ -b /dev/nvme0n1 ]");
     let read = rig.host("dd if=/dev/nvme0n1 bs=64k count=32 2>/dev/null | sha256sum");
     assert_eq!(read, written);
-}
-
-fn a_nic_interrupts_by_pin_and_by_message(rig: &Rig<'_>) {
-    rig.bind(E1000E);
-    rig.plug(E1000E);
-    for (mode, kind) in [(0, "IO-APIC"), (2, "PCI-MSI")] {
-        let load = format!("rmmod e1000e 2>/dev/null; modprobe e1000e IntMode={mode}");
-        rig.guest_pings(&load, "e1000e", "10.0.2.15/24", GATEWAY);
-        let counts = rig.interrupts(kind, "eth1");
-        assert!(
-            counts.iter().flatten().sum::<u64>() > 2,
-            "mode {mode}: {counts:?}"
-        );
-        assert_eq!(
-            counts.len(),
-            if mode == 2 { 3 } else { 1 },
-            "mode {mode}: {counts:?}"
-        );
-    }
-    rig.unplug(E1000E);
-}
-
-fn a_whole_nic_interrupts_every_cpu(rig: &Rig<'_>) {
-    rig.bind(NIC);
-    rig.plug(NIC);
-    rig.guest_pings("modprobe igb", "igb", "10.0.2.15/24", GATEWAY);
-    let counts = rig.interrupts("PCI-MSI", "eth1");
-    assert!(counts.len() > 2, "{counts:?}");
-    // Each vector is moved to each CPU and fires there.
-    for cpu in 0..2 {
-        rig.guest(&format!(
-            "for irq in $(sed -n 's/^ *\\([0-9]*\\):.*eth1.*/\\1/p' /proc/interrupts); do \
-             echo {cpu} > /proc/irq/$irq/smp_affinity_list; done; ping -c 3 -W 5 {GATEWAY}"
-        ));
-    }
-    let counts = rig.interrupts("PCI-MSI", "eth1");
-    for cpu in 0..2 {
-        assert!(
-            counts.iter().map(|vector| vector[cpu]).sum::<u64>() > 0,
-            "{counts:?}"
-        );
-    }
-    rig.unplug(NIC);
-    rig.release(NIC);
 }
 
 fn a_device_of_two_functions(rig: &Rig<'_>) {

@@ -8,9 +8,13 @@ use netyard_tests::deadline::wait_for;
 use netyard_tests::lab::{Lab, Yard};
 use serde_json::Value;
 
-use crate::{GUEST, HOST, NIC, VF, VF_MAC};
+use crate::kernel;
+use crate::{E1000E, GUEST, HOST, NIC, VF, VF_MAC};
 
 pub(crate) const PATIENCE: Duration = Duration::from_mins(4);
+
+/// What the monitor calls a device that a test pushes into the NIC's slot.
+const PUSHED: &str = "pushed";
 
 /// A lab with one node, and the host that it is in.
 pub(crate) struct Rig<'a> {
@@ -18,11 +22,16 @@ pub(crate) struct Rig<'a> {
 }
 
 impl<'a> Rig<'a> {
-    /// Brings up the lab: one guest.
+    /// Brings up the lab: one guest, one of whose two CPUs is off until it is needed, so that it boots sooner.
     pub(crate) fn new(yard: &'a Yard) -> Self {
         let path = yard.dir().join("pass.lab.yaml");
-        let text = "name: pass\nswitches: {lan: }\nnodes:\n  a: {image: debian-hardware, cpus: 2, memory: 384M, \
-                    nics: [{switch: lan, ip: 10.0.0.1/24}]}\n";
+        let (kernel, initrd) = kernel::unpacked(yard);
+        let text = format!(
+            "name: pass\nswitches: {{lan: }}\nnodes:\n  a: {{kernel: {}, initrd: {}, agent: true, cmdline: maxcpus=1 quiet, \
+             cpus: 2, memory: 384M, nics: [{{switch: lan, ip: 10.0.0.1/24}}]}}\n",
+            kernel.display(),
+            initrd.display()
+        );
         std::fs::write(&path, text).unwrap();
         Self { lab: yard.up(&path) }
     }
@@ -115,6 +124,41 @@ impl<'a> Rig<'a> {
         let before = self.guest(id);
         self.ctl("reset");
         self.guest_until(&format!("[ $({id}) != {} ]", before.trim()));
+    }
+
+    /// Switches the guest's second CPU on.
+    pub(crate) fn second_cpu(&self) {
+        self.guest("echo 1 > /sys/devices/system/cpu/cpu1/online");
+    }
+
+    /// Puts a device of this kind into the slot of the NIC without virtual functions, which is empty.
+    pub(crate) fn push(&self, model: &str) {
+        self.tell(&format!("device_add {model},id={PUSHED},bus=rp2"), "");
+        self.host_until(&format!("[ -e /sys/bus/pci/devices/{E1000E} ]"));
+    }
+
+    /// Plugs another one into what was pushed.
+    pub(crate) fn push_onto(&self, model: &str) {
+        self.tell(&format!("device_add {model},bus={PUSHED}.0"), "");
+    }
+
+    /// Empties the slot again.
+    pub(crate) fn pull(&self) {
+        self.tell(&format!("device_del {PUSHED}"), "");
+        self.host_until(&format!("[ ! -e /sys/bus/pci/devices/{E1000E} ]"));
+    }
+
+    /// Has what was pushed report an error.
+    pub(crate) fn report_error(&self, error: &str) {
+        self.tell(&format!("pcie_aer_inject_error {PUSHED} {error}"), "OK");
+    }
+
+    fn tell(&self, line: &str, answer: &str) {
+        let said = self.lab.yard().monitor().run(line);
+        assert!(
+            said.starts_with(answer) && said.is_empty() == answer.is_empty(),
+            "{line}: {said}"
+        );
     }
 
     /// Gives a device to vfio-pci.
