@@ -5,11 +5,13 @@
 //! where the PCI window begins; the rest of the node that is there continues at 4 GiB.
 
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{MemfdFlags, SealFlags};
+use virtio::memory::{MemoryMap, Region};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
@@ -89,6 +91,8 @@ pub struct GuestRam {
     pub mem: Arc<GuestMemoryMmap>,
     /// The regions behind the view, by rising guest address.
     pub regions: Vec<RamRegion>,
+    /// See [`GuestRam::for_rings`].
+    pub(crate) rings: Arc<OnceLock<Arc<MemoryMap>>>,
 }
 
 /// What guest RAM is asked to be.
@@ -163,7 +167,22 @@ impl GuestRam {
         Ok(Self {
             mem: Arc::new(mem),
             regions: listed,
+            rings: Arc::default(),
         })
+    }
+
+    /// The view through which this process serves virtqueues by itself: one for all devices, mapped for the first of them.
+    pub fn for_rings(&self) -> io::Result<Arc<MemoryMap>> {
+        if let Some(map) = self.rings.get() {
+            return Ok(Arc::clone(map));
+        }
+        let map = |region: &RamRegion| {
+            let at = region.guest_addr;
+            Region::map(region.fd(), region.offset, at, at, region.len).map_err(io::Error::other)
+        };
+        let regions = self.regions.iter().map(map).collect::<io::Result<_>>()?;
+        let map = Arc::new(MemoryMap::new(regions).map_err(io::Error::other)?);
+        Ok(Arc::clone(self.rings.get_or_init(|| map)))
     }
 
     /// The guest addresses of each node.

@@ -198,3 +198,14 @@ fn a_node_is_bound_to_the_hosts_node() {
     let line = maps.lines().find(|line| line.starts_with(&start)).unwrap();
     assert!(line.contains("bind"), "{line}");
 }
+
+#[test]
+fn devices_that_serve_rings_share_one_view_of_the_memory() {
+    let ram = plain(4 << 20);
+    let view = ram.for_rings().unwrap();
+    assert!(Arc::ptr_eq(&view, &ram.clone().for_rings().unwrap()));
+    ram.mem.write_obj(7u32, GuestAddress(0x1000)).unwrap();
+    let mut bytes = [0; 4];
+    view.slice(0x1000, 4).unwrap().read_to(0, &mut bytes);
+    assert_eq!(u32::from_le_bytes(bytes), 7);
+}

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustix::event::{PollFd, PollFlags};
 use tracing::warn;
 use virtio::burst::{Burst, Chain};
-use virtio::memory::{MemoryMap, Region, read_chain, write_chain};
+use virtio::memory::{read_chain, write_chain};
 use virtio::queue::{Queue, QueueConfig, RingError};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -175,12 +175,6 @@ impl ControlQueue {
 
 /// The device's end of the queue, at its beginning.
 fn ring(queue: &ActiveQueue, ram: &GuestRam, acked: u64) -> Result<Queue, ActivateError> {
-    let map = |region: &crate::memory::RamRegion| {
-        let at = region.guest_addr;
-        Region::map(region.fd(), region.offset, at, at, region.len).map_err(io::Error::other)
-    };
-    let regions = ram.regions.iter().map(map).collect::<io::Result<_>>()?;
-    let memory = MemoryMap::new(regions).map_err(io::Error::other)?;
     let packed = acked & features::RING_PACKED != 0;
     let start = if packed { virtio::packed::WRAP } else { 0 };
     let config = QueueConfig {
@@ -193,7 +187,7 @@ fn ring(queue: &ActiveQueue, ram: &GuestRam, acked: u64) -> Result<Queue, Activa
         next_avail: start,
         used_idx: start,
     };
-    Ok(Queue::new(Arc::new(memory), &config, packed).map_err(io::Error::other)?)
+    Ok(Queue::new(ram.for_rings()?, &config, packed).map_err(io::Error::other)?)
 }
 
 #[cfg(test)]

@@ -74,6 +74,7 @@ impl Guest {
         let ram = GuestRam {
             mem: Arc::clone(&mem),
             regions: vec![region],
+            rings: Arc::default(),
         };
         let events = Arc::new(DeviceEvents::default());
         let config_interrupt = EventFd::new(EFD_NONBLOCK).unwrap();
