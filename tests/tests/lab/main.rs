@@ -200,13 +200,13 @@ fn demo(place: Place, isolate: bool) {
     if served {
         mixed::both_engines(&lab);
         control::queue_pairs(&lab, place);
-        let wishes = control::Wishes::prepare(&lab, place);
+        let wishes = control::Wishes::prepare(&lab);
         wishes.take_effect();
         mixed::offloads_switched_off(&lab);
         killed_switch(&lab, place);
         // The next switch knows what its guests want.
-        wishes.hold_and_end();
-        mixed::offloads_stay_off_and_come_back(&lab);
+        wishes.hold();
+        mixed::offloads_stay_off(&lab);
     } else {
         killed_switch(&lab, place);
     }
