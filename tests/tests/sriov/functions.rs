@@ -40,6 +40,15 @@ fn virtual_functions(machine: &Machine, pf: &str) {
     assert_eq!(vf["vlan_list"][0]["qos"], 3, "{vf}");
     assert_eq!(vf["spoofchk"], false, "{vf}");
     assert_eq!(vf["trust"], true, "{vf}");
+    // Its driver limits the rate of a function whose link is up, and guarantees none.
+    machine.shell(&format!(
+        "until [ $(cat /sys/class/net/{pf}/carrier) = 1 ]; do sleep 0.1; done"
+    ));
+    machine.done(&format!("set {pf} 0 --max-rate 100"));
+    let rate = &machine.ip_link(pf)[0]["rate"];
+    assert_eq!((&rate["max_tx"], &rate["min_tx"]), (&100.into(), &0.into()));
+    machine.refused(&format!("set {pf} 0 --min-rate 10"), "rate of VF 0");
+    machine.done(&format!("set {pf} 0 --max-rate 0"));
     machine.refused(
         &format!("set {pf} 0 --state enable"),
         "this driver cannot do that",

@@ -206,14 +206,15 @@ fn nics_of_every_kind(yard: &Yard) {
 }
 
 /// `lab up` is killed as soon as its machine runs. `lab down` gives the device back to the driver that it had, and one that was
-/// bound to vfio-pci by hand before stays so.
+/// bound to vfio-pci by hand before stays so. Of the latter nobody knew the MAC, and so the interface that has its IP address.
 fn a_lab_that_is_killed(yard: &Yard) {
     let lab = bin::path("lab").display().to_string();
     let sriov = bin::path("sriov").display().to_string();
-    let file = format!("switches: {{}}\nnodes: {{a: {{memory: 192M, nics: [{{pci: '{NIC}'}}]}}}}");
-    for (before, prepare) in [
-        ("e1000e", String::new()),
-        ("vfio-pci", format!("{sriov} bind {NIC};")),
+    let file =
+        format!("switches: {{}}\nnodes: {{a: {{memory: 192M, nics: [{{pci: '{NIC}', ip: 10.1.0.9/24}}]}}}}");
+    for (before, prepare, told) in [
+        ("e1000e", String::new(), "!"),
+        ("vfio-pci", format!("{sriov} bind {NIC};"), ""),
     ] {
         on_host(
             yard,
@@ -222,6 +223,7 @@ fn a_lab_that_is_killed(yard: &Yard) {
                  {lab} up killed.lab.yaml --engine vmm > up.log 2>&1 & up=$!
                  until pidof vmm > /dev/null; do kill -0 $up || {{ cat up.log; exit 1; }}; sleep 0.1; done
                  kill -9 $up; wait $up
+                 {told} grep 'NIC a-0 has no driver on this host, so its MAC is not known' up.log || exit 1
                  [ $(basename $(readlink /sys/bus/pci/devices/{NIC}/driver)) = vfio-pci ] || exit 1
                  {lab} down --now --lab killed"
             ),
