@@ -49,7 +49,8 @@ impl Port {
             LinkSetting::Up => 0,
             LinkSetting::Down => SET_DOWN,
         };
-        let sources = Sources::new(settings.source_macs.clone());
+        let sources = Sources::default();
+        sources.set(settings.source_macs.clone());
         let pairs = (0..settings.queue_pairs).map(|_| QueuePair::default()).collect();
         Self {
             id,
@@ -128,6 +129,13 @@ impl Port {
             LinkSetting::Up => self.ready.fetch_and(!SET_DOWN, Ordering::Relaxed),
             LinkSetting::Down => self.ready.fetch_or(SET_DOWN, Ordering::Relaxed),
         };
+    }
+
+    /// Waits for the bursts that workers have taken from the port: what was changed before, all later ones go by.
+    pub(crate) fn outlast_bursts(&self) {
+        for pair in &self.pairs {
+            drop(pair.ingress.ring.lock());
+        }
     }
 
     /// Notes whether the guest can receive on a queue pair; returns the mask as it was.

@@ -181,6 +181,7 @@ impl Switch {
             port.sources().set(changed.source_macs);
             if held {
                 // It may have been learned with addresses that it is not allowed.
+                port.outlast_bursts();
                 self.bridge.fdb().flush(Some(port.id()));
             }
             tracing::info!(port = name, held, "allowed source addresses set");
@@ -189,6 +190,7 @@ impl Switch {
         if link != before.link {
             port.set_link(link);
             if link == LinkSetting::Down {
+                port.outlast_bursts();
                 self.bridge.fdb().flush(Some(port.id()));
             }
             match control.links.get(&port.id()) {

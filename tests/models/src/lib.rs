@@ -25,6 +25,7 @@ mod switch {
     pub mod gate;
     pub mod mac;
     pub(crate) mod port {
+        pub mod sources;
         pub mod wishes;
     }
     pub mod port_id;
@@ -33,7 +34,7 @@ mod switch {
 
 pub(crate) use rings::collect;
 pub use rings::{burst, desc, memory, packed, queue, split};
-pub use switch::port::wishes;
+pub use switch::port::{sources, wishes};
 pub use switch::{fdb, gate, mac, port_id, published};
 
 use std::sync::Arc;
@@ -43,6 +44,7 @@ use vhost_net_backend::control::ReceiveFilter;
 use fdb::Fdb;
 use mac::MacAddr;
 use port_id::PortId;
+use sources::Sources;
 use wishes::Wishes;
 
 /// The port with this number.
@@ -63,6 +65,11 @@ pub fn rivals(fdb: &Fdb) -> [MacAddr; 2] {
         .find(|number| sets(*number) == sets(0))
         .expect("a table with few sets");
     [0, other].map(|number| MacAddr::from_bits(0x0200_0000_0000 + number))
+}
+
+/// The control plane holds a port to an address, or lets it go.
+pub fn hold(sources: &Sources, mac: Option<MacAddr>) {
+    sources.set(mac.into_iter().collect());
 }
 
 /// A session's thread has other frames filtered for its guest, or none.

@@ -1,13 +1,15 @@
 //! The forwarding database and the gate of a queue, used by several threads at once.
 //!
-//! What they catch was tried by taking it out. `an_entry_is_not_refreshed_after_it_was_freed` fails without the comparison of versions in
-//! `Fdb::find_in`, and with a plain store in place of the exchange in `Fdb::refresh`; `an_address_is_learned_once` without the second
-//! look under the lock in `Fdb::insert_learned`; `memory_goes_only_when_nobody_uses_it` when the mapping ends before the control thread
-//! has had the gate; `what_was_published_is_seen` when the version moves on before the value is locked, when the version stays
-//! the same at a second change, and when a reader takes value and version in two looks (for which `netyard_models::sync` has a lock);
-//! `no_address_is_learned_on_a_port_that_is_gone` when addresses are forgotten before the ring is taken, and when a worker lets go of
-//! the ring before it learns; `what_a_guest_was_told_is_so` when `Wishes::set_filter` notes what there is before it stores it, or does
-//! not; `a_ring_is_used_with_its_headers` when the ring is there before its driver's hashes are, and when these go before it.
+//! What they catch was tried by taking it out. `an_entry_whose_versions_have_all_been_used_is_never_mixed_up` fails without the
+//! second look at the key in `Fdb::find_in`; `an_entry_is_not_refreshed_after_it_was_freed` without the comparison of versions
+//! there, and with a plain store in place of the exchange in `Fdb::refresh`; `an_address_is_learned_once` without the second look
+//! under the lock in `Fdb::insert_learned`; `memory_goes_only_when_nobody_uses_it` when the mapping ends before the control
+//! thread has had the gate; `what_was_published_is_seen` when the version moves on before the value is locked, when the version
+//! stays the same at a second change, and when a reader takes value and version in two looks (for which `netyard_models::sync`
+//! has a lock); `no_address_is_learned_on_a_port_that_is_gone` when addresses are forgotten before the ring is taken, and when a
+//! worker lets go of the ring before it learns; `what_a_guest_was_told_is_so` when `Wishes::set_filter` notes what there is
+//! before it stores it, or does not; `a_ring_is_used_with_its_headers` when the ring is there before its driver's hashes are, and
+//! when these go before it.
 
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
@@ -16,16 +18,22 @@ use loom::thread;
 use netyard_models::fdb::{Fdb, FdbConfig, OnFull};
 use netyard_models::gate::Gate;
 use netyard_models::published::{Published, Reader};
+use netyard_models::sources::Sources;
 use netyard_models::wishes::Wishes;
-use netyard_models::{ask_for, port, rivals, start_over};
+use netyard_models::{ask_for, hold, port, rivals, start_over};
 use vhost_net_backend::control::ReceiveFilter;
 
 const SEED: u64 = 1;
 const NOW: u32 = 1;
 
 fn explore(model: impl Fn() + Send + Sync + 'static) {
+    explore_within(3, model);
+}
+
+/// A thread is stopped in its way so many times at most.
+fn explore_within(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
+    builder.preemption_bound = Some(preemptions);
     builder.max_branches = 100_000;
     builder.check(model);
 }
@@ -39,25 +47,55 @@ fn table(size: usize) -> Arc<Fdb> {
     Arc::new(Fdb::with_seed(config, SEED))
 }
 
+// Those that only read are threads of their own: the checker remembers the last access to each place alone, and what writes here has read
+// before, which would hide that others had.
+
 #[test]
 fn an_entry_that_changes_hands_is_never_mixed_up() {
     explore(|| {
         let fdb = table(1);
         let [first, second] = rivals(&fdb);
         fdb.learn(first, 0, port(1), NOW);
-        let other = {
+        let reader = {
             let fdb = Arc::clone(&fdb);
             thread::spawn(move || {
-                fdb.remove(first, 0);
-                fdb.learn(second, 0, port(2), NOW);
+                let found = fdb.lookup(first, 0, NOW);
+                assert!(found.is_none() || found == Some(port(1)), "{found:?}");
+                let found = fdb.lookup(second, 0, NOW);
+                assert!(found.is_none() || found == Some(port(2)), "{found:?}");
             })
         };
-        let found = fdb.lookup(first, 0, NOW);
-        assert!(found.is_none() || found == Some(port(1)), "{found:?}");
-        let found = fdb.lookup(second, 0, NOW);
-        assert!(found.is_none() || found == Some(port(2)), "{found:?}");
-        other.join().expect("no panic");
+        fdb.remove(first, 0);
+        fdb.learn(second, 0, port(2), NOW);
+        reader.join().expect("no panic");
         assert_eq!(fdb.lookup(first, 0, NOW), None);
+        assert_eq!(fdb.lookup(second, 0, NOW), Some(port(2)));
+    });
+}
+
+/// A reader that is stopped between key and value misses as many changes as there are versions: the entry has another owner, and the
+/// same version.
+#[test]
+fn an_entry_whose_versions_have_all_been_used_is_never_mixed_up() {
+    explore_within(2, || {
+        let fdb = table(1);
+        let [first, second] = rivals(&fdb);
+        fdb.learn(first, 0, port(1), NOW);
+        let reader = {
+            let fdb = Arc::clone(&fdb);
+            thread::spawn(move || {
+                let found = fdb.lookup(first, 0, NOW);
+                assert!(found.is_none() || found == Some(port(1)), "{found:?}");
+            })
+        };
+        fdb.remove(first, 0);
+        fdb.learn(second, 0, port(2), NOW);
+        // Each owner that goes or comes takes a version, of sixteen.
+        for _ in 0..7 {
+            fdb.remove(second, 0);
+            fdb.learn(second, 0, port(2), NOW);
+        }
+        reader.join().expect("no panic");
         assert_eq!(fdb.lookup(second, 0, NOW), Some(port(2)));
     });
 }
@@ -206,6 +244,41 @@ fn no_address_is_learned_on_a_port_that_is_gone() {
             None,
             "learned after all was forgotten"
         );
+    });
+}
+
+/// Holding a port to an address: what was learned from it before is forgotten when the bursts under way are over, and nothing
+/// that it is not allowed is learned from then on.
+#[test]
+fn a_port_that_is_held_is_known_by_no_other_address() {
+    explore(|| {
+        let fdb = table(2);
+        let [station, own] = rivals(&fdb);
+        let sources = Arc::new(Sources::default());
+        let ring = Arc::new(Gate::<()>::default());
+        let worker = {
+            let (fdb, sources, ring) = (Arc::clone(&fdb), Arc::clone(&sources), Arc::clone(&ring));
+            thread::spawn(move || {
+                for _ in 0..2 {
+                    let Some(_burst) = ring.try_enter() else { continue };
+                    if sources.allow(station) {
+                        fdb.learn(station, 0, port(1), NOW);
+                    }
+                }
+            })
+        };
+        hold(&sources, Some(own));
+        drop(ring.lock());
+        fdb.flush(Some(port(1)));
+        worker.join().expect("no panic");
+        assert_eq!(
+            fdb.lookup(station, 0, NOW),
+            None,
+            "learned from a port that is held"
+        );
+        assert!(sources.allow(own) && !sources.allow(station));
+        hold(&sources, None);
+        assert!(sources.allow(station));
     });
 }
 

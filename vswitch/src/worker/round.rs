@@ -260,6 +260,11 @@ impl Round {
         let Some(pair) = source.port.pairs().get(source.pair) else {
             return Served::Gone;
         };
+        // There is no ring behind it. Whoever changes something waits here for the burst to end; at the gate of the interface it
+        // would keep those away that deliver to the host.
+        let Some(_at_work) = pair.ingress.ring.try_enter() else {
+            return Served::Busy;
+        };
         let Some(guard) = pair.tap.try_enter() else {
             return Served::Busy;
         };
