@@ -160,6 +160,31 @@ fn pair(name: &str) -> String {
     )
 }
 
+/// A node may name an engine that does not run here: that is the host's refusal, as it is for all of a lab.
+#[test]
+fn an_engine_that_the_host_cannot_run_is_refused_by_the_host() {
+    if topologies::engine::hardware_kvm().is_ok() {
+        return;
+    }
+    let place = Place::new();
+    place.file("a.lab.yaml", "switches: {}\nnodes: {a: {}, b: {engine: vmm}}\n");
+    place.file("b.lab.yaml", "switches: {}\nnodes: {a: {}}\n");
+    for (arguments, named) in [
+        (
+            &["validate", "--plan", "a.lab.yaml"][..],
+            "node b is to run under vmm",
+        ),
+        (&["up", "a.lab.yaml"], "node b is to run under vmm"),
+        (
+            &["up", "b.lab.yaml", "--engine", "vmm"],
+            "engine vmm cannot run here",
+        ),
+    ] {
+        let text = place.fails(3, arguments);
+        assert!(text.contains(named), "{text}");
+    }
+}
+
 #[test]
 fn a_file_with_faults_is_refused_with_their_places() {
     let place = Place::new();

@@ -80,15 +80,12 @@ pub(super) enum CliError {
 impl CliError {
     pub(super) fn exit_code(&self) -> u8 {
         match self {
-            Self::Engine(EngineError::NoHardware(_)) => REFUSED_BY_HOST,
-            Self::Up(error)
-                if matches!(
-                    **error,
-                    UpError::Engine(EngineError::NoHardware(_)) | UpError::Device(PrepareError::Host(_))
-                ) =>
-            {
-                REFUSED_BY_HOST
-            }
+            Self::Engine(error) if error.is_the_hosts() => REFUSED_BY_HOST,
+            Self::Up(error) => match &**error {
+                UpError::Engine(error) if error.is_the_hosts() => REFUSED_BY_HOST,
+                UpError::Device(PrepareError::Host(_)) => REFUSED_BY_HOST,
+                _ => FAILED,
+            },
             _ => FAILED,
         }
     }

@@ -40,6 +40,13 @@ pub enum EngineError {
     Version(String),
 }
 
+impl EngineError {
+    /// Whether it is the host that cannot do what was asked for.
+    pub fn is_the_hosts(&self) -> bool {
+        matches!(self, Self::NoHardware(_) | Self::NodeWithoutHardware(..))
+    }
+}
+
 /// The engines of a lab, and why they were taken.
 #[derive(Debug)]
 pub struct Choice {
