@@ -11,6 +11,7 @@ mod driver;
 pub(crate) mod in_order;
 
 pub use driver::DriverQueue;
+pub(crate) use driver::pop_singly;
 
 /// Where a queue is and how it was negotiated. Frozen once the queue is built.
 ///

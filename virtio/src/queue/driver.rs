@@ -105,3 +105,18 @@ impl DriverQueue {
         either!(self, q => q.enable_interrupts())
     }
 }
+
+/// Takes used chains back one by one, where each has to be found from the one before.
+pub(crate) fn pop_singly(
+    used: &mut [(u64, u32)],
+    mut pop: impl FnMut() -> Result<Option<(u64, u32)>, RingError>,
+) -> Result<usize, RingError> {
+    let mut count = 0;
+    while let Some(place) = used.get_mut(count)
+        && let Some(popped) = pop()?
+    {
+        *place = popped;
+        count += 1;
+    }
+    Ok(count)
+}

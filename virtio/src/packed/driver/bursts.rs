@@ -6,7 +6,7 @@ use super::{Buffer, DriverQueue, Outstanding};
 use crate::desc::DESC_F_WRITE;
 use crate::packed::EVENT_FLAGS_DESC;
 use crate::packed::ring::Tail;
-use crate::queue::RingError;
+use crate::queue::{RingError, pop_singly};
 
 /// How far ahead of taking it back a descriptor is fetched: two cache lines.
 const LOOK_AHEAD: u16 = 8;
@@ -63,14 +63,7 @@ impl DriverQueue {
     #[inline]
     pub fn pop_each(&mut self, used: &mut [(u64, u32)]) -> Result<usize, RingError> {
         if self.in_order.is_some() {
-            let mut count = 0;
-            while let Some(place) = used.get_mut(count)
-                && let Some(popped) = self.pop_used()?
-            {
-                *place = popped;
-                count += 1;
-            }
-            return Ok(count);
+            return pop_singly(used, || self.pop_used());
         }
         let Self {
             ring,

@@ -4,7 +4,7 @@ use std::num::NonZeroU16;
 
 use super::{Buffer, DriverQueue, Outstanding};
 use crate::desc::{DESC_F_WRITE, Descriptor};
-use crate::queue::RingError;
+use crate::queue::{RingError, pop_singly};
 
 impl DriverQueue {
     /// Makes a chain of each buffer, to be written if `writable`, else to be read, and known by the token beside it. Takes no more
@@ -65,14 +65,7 @@ impl DriverQueue {
     #[inline]
     pub fn pop_each(&mut self, used: &mut [(u64, u32)]) -> Result<usize, RingError> {
         if self.in_order.is_some() {
-            let mut count = 0;
-            while let Some(place) = used.get_mut(count)
-                && let Some(popped) = self.pop_used()?
-            {
-                *place = popped;
-                count += 1;
-            }
-            return Ok(count);
+            return pop_singly(used, || self.pop_used());
         }
         if usize::from(self.used_seen.wrapping_sub(self.next_used)) < used.len() {
             self.look()?;
