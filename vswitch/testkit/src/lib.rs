@@ -11,6 +11,8 @@ use std::path::PathBuf;
 
 use netyard_testkit::endpoint::Options;
 use netyard_testkit::guest::{Guest, wait_for};
+use netyard_testkit::tcp::Segment;
+use virtio::net::NetHeader;
 use vswitch::config::{BridgeConfig, BridgeSettings};
 use vswitch::mac::MacAddr;
 use vswitch::model::{NewPort, PortState, PortView};
@@ -177,4 +179,20 @@ pub fn udp_answer(datagram: &[u8], from: MacAddr) -> Vec<u8> {
     answer[34..36].copy_from_slice(&datagram[36..38]);
     answer[36..38].copy_from_slice(&datagram[34..36]);
     answer
+}
+
+/// A TCP segment of the first guest for the second, and its header.
+///
+/// # Panics
+/// When the payload is longer than an IPv4 datagram.
+pub fn tcp(payload: usize) -> (NetHeader, Vec<u8>) {
+    let payload: Vec<u8> = (0..payload).map(|at| u8::try_from(at % 251).unwrap()).collect();
+    Segment {
+        macs: [mac(2).octets(), mac(1).octets()],
+        addresses: [[10, 0, 0, 1], [10, 0, 0, 2]],
+        ports: [12345, 5201],
+        flags: 0x18,
+        payload: &payload,
+    }
+    .build()
 }

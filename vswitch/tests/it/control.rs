@@ -1,10 +1,9 @@
 //! Guests whose control queue the switch serves: what they ask for, and what comes of it.
 
-use crate::support::net::{BROADCAST, Net, frame, mac, udp};
+use crate::support::net::{BROADCAST, Net, frame, mac, tcp, udp};
 
 use netyard_testkit::endpoint::{Endpoint, Options};
 use netyard_testkit::guest::{Guest, wait_for};
-use netyard_testkit::tcp::Segment;
 use vhost::VhostBackend as _;
 use vhost::vhost_user::VhostUserFrontend as _;
 use vhost::vhost_user::message::VhostUserConfigFlags;
@@ -222,17 +221,7 @@ fn super_frames_with_hashes_arrive_whole_or_cut() {
     let mut b = net.connect("b", options(1, features));
     let hash = [&1u32.to_le_bytes()[..], &[0; 8], &[4, 1, 2, 3, 4]].concat();
     assert!(b.control(4, 2, &hash));
-    let payload: Vec<u8> = (0..20_000)
-        .map(|at: usize| u8::try_from(at % 251).unwrap())
-        .collect();
-    let (mut header, packet) = Segment {
-        macs: [mac(2).octets(), mac(1).octets()],
-        addresses: [[10, 0, 0, 1], [10, 0, 0, 2]],
-        ports: [12345, 5201],
-        flags: 0x18,
-        payload: &payload,
-    }
-    .build();
+    let (mut header, packet) = tcp(20_000);
     header.gso_type = GSO_TCPV4;
     header.gso_size = 1448;
     header.hdr_len = 54;
@@ -257,14 +246,7 @@ fn super_frames_with_hashes_arrive_whole_or_cut() {
         );
         assert!(got.frame.len() <= 1448 + 54);
     }
-    let (header, packet) = Segment {
-        macs: [mac(2).octets(), mac(1).octets()],
-        addresses: [[10, 0, 0, 1], [10, 0, 0, 2]],
-        ports: [12345, 5201],
-        flags: 0x18,
-        payload: &payload[..100],
-    }
-    .build();
+    let (header, packet) = tcp(100);
     a.send_with(0, &header, &packet);
     let (_, got) = b.receive();
     assert_eq!(got.header.flags, 0, "its checksum is complete");

@@ -3,11 +3,11 @@
 use std::os::fd::{AsFd, AsRawFd};
 
 use crate::support::host::{Host, port};
-use crate::support::net::{BROADCAST, Net, frame, mac, udp};
+use crate::support::net::{BROADCAST, Net, frame, mac, tcp, udp};
 
 use netyard_testkit::endpoint::Options;
 use netyard_testkit::guest::{Guest, wait_for};
-use netyard_testkit::tcp::{Segment, checksum_is_right};
+use netyard_testkit::tcp::checksum_is_right;
 use vhost::vhost_user::VhostUserFrontend as _;
 use vhost::vhost_user::message::VhostUserInflight;
 use virtio::features as f;
@@ -164,17 +164,7 @@ fn what_a_guest_asked_for_holds_under_the_next_switch() {
 fn offloads_that_a_guest_switched_off_stay_off_under_the_next_switch() {
     const TSO: u64 = f::NET_F_CSUM | f::NET_F_GUEST_CSUM | f::NET_F_HOST_TSO4 | f::NET_F_GUEST_TSO4;
     const CONTROL: u64 = f::NET_F_CTRL_VQ | f::NET_F_CTRL_GUEST_OFFLOADS | f::NET_F_MQ | f::NET_F_HASH_REPORT;
-    let payload: Vec<u8> = (0..20_000)
-        .map(|at: usize| u8::try_from(at % 251).unwrap())
-        .collect();
-    let (mut header, packet) = Segment {
-        macs: [mac(2).octets(), mac(1).octets()],
-        addresses: [[10, 0, 0, 1], [10, 0, 0, 2]],
-        ports: [12345, 5201],
-        flags: 0x18,
-        payload: &payload,
-    }
-    .build();
+    let (mut header, packet) = tcp(20_000);
     (header.gso_type, header.gso_size, header.hdr_len) = (GSO_TCPV4, 1448, 54);
     for (packed, kept) in [(0, true), (f::RING_PACKED, true), (0, false)] {
         let host = Host::new();
@@ -218,7 +208,7 @@ fn offloads_that_a_guest_switched_off_stay_off_under_the_next_switch() {
             continue;
         }
         let mut came = Vec::new();
-        while came.len() < payload.len() {
+        while came.len() < 20_000 {
             let (_, got) = b.receive();
             let plain = NetHeader {
                 num_buffers: 1,
@@ -228,7 +218,7 @@ fn offloads_that_a_guest_switched_off_stay_off_under_the_next_switch() {
             assert!(checksum_is_right(&got.frame));
             came.extend_from_slice(&got.frame[54..]);
         }
-        assert_eq!(came, payload);
+        assert_eq!(came, packet[54..]);
         // They can be switched on again.
         let on = f::NET_F_GUEST_CSUM | f::NET_F_GUEST_TSO4;
         assert!(b.control(5, 0, &on.to_le_bytes()));

@@ -1,9 +1,9 @@
 //! Frames with work left to do, to guests that can and cannot do it themselves; and queue pairs.
 
-use crate::support::net::{BROADCAST, Net, frame, mac, udp};
+use crate::support::net::{BROADCAST, Net, frame, mac, tcp, udp};
 use netyard_testkit::endpoint::Options;
 use netyard_testkit::guest::Guest;
-use netyard_testkit::tcp::{Segment, checksum_is_right};
+use netyard_testkit::tcp::checksum_is_right;
 use virtio::checksum::{Checksum, complete};
 use virtio::features as f;
 use virtio::net::{GSO_TCPV4, GSO_UDP_L4, HDR_F_NEEDS_CSUM, NetHeader};
@@ -23,19 +23,6 @@ fn options(offloads: u64) -> Options {
         queue_size: 128,
         ..Options::default()
     }
-}
-
-/// A TCP segment of the first guest for the second, and its header.
-fn tcp(payload: usize) -> (NetHeader, Vec<u8>) {
-    let payload: Vec<u8> = (0..payload).map(|at| u8::try_from(at % 251).unwrap()).collect();
-    Segment {
-        macs: [mac(2).octets(), mac(1).octets()],
-        addresses: [[10, 0, 0, 1], [10, 0, 0, 2]],
-        ports: [12345, 5201],
-        flags: 0x18,
-        payload: &payload,
-    }
-    .build()
 }
 
 /// Two guests with these offloads, which know each other.
